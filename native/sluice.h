@@ -1,0 +1,100 @@
+/* The one header of the native library: what TypeScript may call (src/base/native.ts) and the records it gets back.
+ *
+ * Rules for every function: no function blocks; errors are returned as -errno; descriptors handed in are owned by the
+ * library from then on unless it says otherwise; every descriptor is CLOEXEC and non-blocking. Records are written in the
+ * machine's byte order to a unix socket whose other end TypeScript reads; ports are in host byte order, addresses are the
+ * 4 or 16 bytes of the wire. */
+#ifndef SLUICE_H
+#define SLUICE_H
+#include <stdint.h>
+#include <stddef.h>
+
+/* ---- descriptors (descriptors.c) ---- */
+
+/* A pair of unix sockets. type: 1 SOCK_STREAM, 5 SOCK_SEQPACKET. */
+int sluice_socketpair(int type, int32_t fds[2]);
+/* A listening TCP socket. address: numeric IPv4 or IPv6, "::" listens on both families. Returns the descriptor. */
+int sluice_listen(const char *address, uint16_t port, int backlog);
+/* The local port of a socket, or -errno. */
+int sluice_port(int fd);
+/* fcntl(F_DUPFD_CLOEXEC). */
+int sluice_dup(int fd);
+int sluice_close(int fd);
+/* One message with one descriptor (SCM_RIGHTS) over a SEQPACKET socket; the caller keeps its copy of fd. */
+int sluice_send_fd(int sock, uint32_t tag, int fd);
+/* The next descriptor waiting on the socket, its tag in *tag; -EAGAIN when there is none. */
+int sluice_recv_fd(int sock, uint32_t *tag);
+/* Raises RLIMIT_NOFILE to what the hard limit (or, with CAP_SYS_RESOURCE, nr_open) allows; returns the soft limit. */
+int sluice_raise_nofile(void);
+/* Sends one raw TCP SYN from (src, sport) to (dst, dport): see design "cutting is explicit". Needs CAP_NET_RAW. */
+int sluice_send_syn(int family, const uint8_t *src, uint16_t sport, const uint8_t *dst, uint16_t dport);
+
+/* ---- conntrack (conntrack.c) ---- */
+
+enum sluice_flow_kind {
+  SLUICE_FLOW_NEW = 1,
+  SLUICE_FLOW_UPDATE = 2,
+  SLUICE_FLOW_DESTROY = 3,
+  SLUICE_FLOW_DUMPED = 4,   /* one entry of the dump `request` asked for */
+  SLUICE_DUMP_END = 5,      /* error: errno or 0 */
+  SLUICE_LOST = 6,          /* the kernel dropped events: resync */
+  SLUICE_FLOW_CLOSED = 7,   /* TCP is over (TIME_WAIT or CLOSE); counters were read right after */
+  SLUICE_NFT_CHANGED = 8    /* a transaction touched our table; mark = process id that did it */
+};
+
+struct sluice_flow { /* 160 bytes */
+  uint8_t kind, family, protocol, tcp_state; /* family 4|6; tcp_state as enum tcp_conntrack of the kernel */
+  uint32_t mark, id, status;                 /* status as enum ip_conntrack_status */
+  uint16_t zone, request;
+  uint16_t orig_sport, orig_dport, reply_sport, reply_dport;
+  uint32_t error;
+  uint8_t orig_src[16], orig_dst[16], reply_src[16], reply_dst[16];
+  uint64_t orig_packets, orig_bytes, reply_packets, reply_bytes;
+  uint64_t start_ns;   /* CTA_TIMESTAMP_START, wall clock, 0 when unknown */
+  uint64_t event_ns;   /* CTA_TIMESTAMP_EVENT or the time of receipt, wall clock */
+  uint32_t timeout_s;
+  uint32_t counted;    /* 1 when the counters are known */
+  uint64_t unused;
+};
+
+/* Starts the reader thread: conntrack events with (mark & mask) == base, and nft transactions that touch table `table`,
+ * go to events_fd (SOCK_SEQPACKET, several records a message). Returns 0. receive_buffer: bytes, 0 for the default. */
+int sluice_ct_start(int events_fd, uint32_t base, uint32_t mask, const char *table, int receive_buffer);
+/* Asks the reader for a dump of the entries with that mark; they come as DUMPED records, then DUMP_END. */
+int sluice_ct_dump(uint16_t request);
+/* Reads one flow's entry now (counters included) into `flow` (key: its original tuple, zone, id). -ENOENT: gone. */
+int sluice_ct_get(struct sluice_flow *flow);
+/* Deletes one flow's entry (same key). */
+int sluice_ct_delete(const struct sluice_flow *flow);
+int sluice_ct_stop(void);
+
+/* ---- relay (relay.c) ---- */
+
+enum sluice_relay_kind { SLUICE_RELAY_HALF_CLOSED = 1, SLUICE_RELAY_CLOSED = 2 };
+enum sluice_side { SLUICE_CLIENT = 0, SLUICE_TARGET = 1 };
+
+struct sluice_relay_event { /* 48 bytes */
+  uint64_t id;
+  uint8_t kind;
+  uint8_t side;        /* HALF_CLOSED: who sent its FIN; CLOSED with error: on whose socket */
+  uint16_t error;      /* CLOSED: 0 when both directions ended with FIN, else errno (ECONNRESET, ETIMEDOUT, EPIPE, ECANCELED) */
+  uint32_t idle_ms;    /* milliseconds since the last byte */
+  uint64_t bytes_in;   /* taken from the client and delivered to the target's socket */
+  uint64_t bytes_out;  /* taken from the target and delivered to the client's socket */
+  uint64_t unused[2];
+};
+
+/* Starts the relay thread; events go to events_fd (SOCK_SEQPACKET, several events a message). */
+int sluice_relay_start(int events_fd);
+/* Joins two connected TCP sockets. `to_target` (n bytes) goes to the target before anything read from the client, and
+ * counts as bytes_in; `to_client` likewise. The library copies both and owns both descriptors from the call on, also
+ * when it fails. */
+int sluice_relay_add(uint64_t id, int client, int target, const void *to_target, uint32_t n, const void *to_client, uint32_t m);
+/* Ends a pair: reset = 1 sends RST both ways at once; reset = 0 closes both (FIN) after the bytes in flight are
+ * delivered, at most grace_ms later. A CLOSED event with ECANCELED follows. -ENOENT: no such pair. */
+int sluice_relay_close(uint64_t id, int reset, uint32_t grace_ms);
+/* Counts of a live pair without waiting for an event. -ENOENT: no such pair. */
+int sluice_relay_stats(uint64_t id, struct sluice_relay_event *out);
+int sluice_relay_stop(void);
+
+#endif
