@@ -1,0 +1,34 @@
+// Every limit of the program, one exported constant each, with its unit in the name: where the number comes from and what
+// happens at the limit.
+
+/** TLS allows 2^24 - 1 bytes, but BoringSSL, which terminates here, refuses any ClientHello above 16 KiB; real ones have
+ * 0.2 to 2 KiB. A longer one is refused as `oversize` as soon as its length is read. */
+export const CLIENT_HELLO_MESSAGE_BYTES_MAX = 16 * 1024
+
+/** What may be buffered while waiting for a ClientHello: the largest message with its 4-byte header, and 64 record headers of
+ * 5 bytes (one full record needs one; clients that cut a usual hello into one-byte records stay below it too). Above: `oversize`. */
+export const CLIENT_HELLO_BYTES_MAX = CLIENT_HELLO_MESSAGE_BYTES_MAX + 4 + 64 * 5
+
+/** The request head of a redirect: what nginx and Apache allow for one line by default, more than browsers send in all. Above: `oversize`. */
+export const HTTP_HEAD_BYTES_MAX = 8 * 1024
+
+/** The longest registered method has 17 letters (UPDATEREDIRECTREF); anything longer is some other protocol, and is refused. */
+export const HTTP_METHOD_BYTES_MAX = 32
+
+/** A certificate or key file. A chain of four RSA certificates has 8 KiB; a whole system trust store 250 KiB. Above: the file is refused. */
+export const CERTIFICATE_FILE_BYTES_MAX = 256 * 1024
+
+/** Certificates in one chain file: real chains have 2 to 4. Above: the file is refused (it is a trust store, not a chain). */
+export const CERTIFICATE_CHAIN_MAX = 16
+
+/** Names in one certificate: what Let's Encrypt allows. Above: the certificate is not issued. */
+export const CERTIFICATE_NAMES_MAX = 100
+
+/** Locally issued certificates kept in memory, about 4 KiB each. Above: the least recently used is forgotten and issued again when asked for. */
+export const ISSUED_CERTIFICATES_MAX = 1000
+
+/** Life of a locally issued certificate: browsers refuse more than 398 days (CA/Browser Forum SC-31). */
+export const ISSUED_CERTIFICATE_DAYS = 397
+
+/** Life of the local authority: it is installed by hand in every client's trust store, so it outlives the gateway's hardware. */
+export const AUTHORITY_DAYS = 3653
