@@ -29,6 +29,16 @@ int sluice_raise_nofile(void);
 /* Sends one raw TCP SYN from (src, sport) to (dst, dport): see design "cutting is explicit". Needs CAP_NET_RAW. */
 int sluice_send_syn(int family, const uint8_t *src, uint16_t sport, const uint8_t *dst, uint16_t dport);
 
+/* ---- outbound connections (connect.c) ---- */
+
+/* Begins a TCP connection to a numeric address, with TCP_NODELAY. Returns the descriptor at once, connected or still
+ * connecting, or -errno. Closing it takes the SYN back. */
+int sluice_connect(const char *address, uint16_t port);
+/* Connects to a unix stream socket; there is no "still connecting": -EAGAIN when its backlog is full. */
+int sluice_connect_unix(const char *path);
+/* TCP keepalive of one socket; idle_s 0 turns it off. The caller keeps the descriptor. */
+int sluice_keepalive(int fd, int idle_s, int interval_s, int count);
+
 /* ---- conntrack (conntrack.c) ---- */
 
 enum sluice_flow_kind {

@@ -1,0 +1,53 @@
+/* Outbound connections that can be given up: a non-blocking connect() whose descriptor exists from the first moment, so
+ * that closing it takes the SYN back. Bun's own connect can be neither timed out nor aborted. */
+#define _GNU_SOURCE
+#include "sluice.h"
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static int connect_to(int fd, const struct sockaddr *to, socklen_t length) {
+  if (connect(fd, to, length) == 0 || errno == EINPROGRESS) return fd;
+  int error = errno;
+  close(fd);
+  return -error;
+}
+
+int sluice_connect(const char *address, uint16_t port) {
+  struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(port)};
+  struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
+  int is4 = inet_pton(AF_INET, address, &v4.sin_addr) == 1;
+  if (!is4 && inet_pton(AF_INET6, address, &v6.sin6_addr) != 1) return -EINVAL;
+  int fd = socket(is4 ? AF_INET : AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (fd < 0) return -errno;
+  int one = 1;
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  return is4 ? connect_to(fd, (struct sockaddr *)&v4, sizeof v4) : connect_to(fd, (struct sockaddr *)&v6, sizeof v6);
+}
+
+int sluice_connect_unix(const char *path) {
+  struct sockaddr_un to = {.sun_family = AF_UNIX};
+  size_t length = strlen(path);
+  if (length == 0 || length >= sizeof to.sun_path) return -EINVAL;
+  memcpy(to.sun_path, path, length);
+  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (fd < 0) return -errno;
+  /* A full backlog answers EAGAIN at once: a unix socket has no connect in progress. */
+  return connect_to(fd, (struct sockaddr *)&to, sizeof to);
+}
+
+int sluice_keepalive(int fd, int idle_s, int interval_s, int count) {
+  int on = idle_s > 0;
+  if (setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on) < 0) return -errno;
+  if (!on) return 0;
+  if (setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s) < 0 ||
+      setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s) < 0 ||
+      setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count) < 0)
+    return -errno;
+  return 0;
+}
