@@ -13,14 +13,17 @@ export function isHostName(text: string): boolean {
   return labels.every((label) => LABEL.test(label)) && !/^\d+$/.test(labels.at(-1)!)
 }
 
-export type TargetHost = { kind: 'ip'; address: string } | { kind: 'name'; name: string } | { kind: 'unix'; path: string }
+export type TargetHost =
+  { kind: 'ip'; address: string } | { kind: 'name'; name: string } | { kind: 'unix'; path: string }
 
 /** What a target's `host` names; undefined when it is nothing we could connect to. */
 export function parseTarget(host: string): TargetHost | undefined {
   if (host.startsWith('unix:')) {
     const path = host.slice(5)
     // sun_path holds 108 bytes with its NUL (unix(7)).
-    return path.startsWith('/') && Buffer.byteLength(path) < 108 && !/[\u0000-\u001f]/.test(path) ? { kind: 'unix', path } : undefined
+    return path.startsWith('/') && Buffer.byteLength(path) < 108 && !/[\u0000-\u001f]/.test(path)
+      ? { kind: 'unix', path }
+      : undefined
   }
   if (isIp(host)) return { kind: 'ip', address: canonicalIp(host) }
   return isHostName(host) ? { kind: 'name', name: host.toLowerCase() } : undefined
@@ -50,7 +53,8 @@ export function ipBytes(text: string): Uint8Array {
   return isMapped(bytes) ? bytes.slice(12) : bytes
 }
 
-const isMapped = (bytes: Uint8Array) => bytes.subarray(0, 10).every((b) => b === 0) && bytes[10] === 0xff && bytes[11] === 0xff
+const isMapped = (bytes: Uint8Array) =>
+  bytes.subarray(0, 10).every((b) => b === 0) && bytes[10] === 0xff && bytes[11] === 0xff
 
 /** The one spelling of an address (RFC 5952); IPv4-mapped IPv6 becomes IPv4. */
 export const canonicalIp = (text: string) => formatIp(ipBytes(text))
@@ -59,7 +63,7 @@ export function formatIp(bytes: Uint8Array): string {
   if (bytes.length === 4) return `${bytes[0]}.${bytes[1]}.${bytes[2]}.${bytes[3]}`
   const groups = Array.from({ length: 8 }, (_, i) => (bytes[i * 2]! << 8) | bytes[i * 2 + 1]!)
   let best = { at: -1, length: 1 }
-  for (let i = 0; i < 8; ) {
+  for (let i = 0; i < 8;) {
     let end = i
     while (end < 8 && groups[end] === 0) end++
     if (end - i > best.length) best = { at: i, length: end - i }

@@ -17,5 +17,8 @@ export const TIMER_MS_MAX = 2 ** 31 - 1
 export function parseRate(text: string): { count: number; perMs: number } | undefined {
   const found = /^(\d{1,7})\/(second|minute|hour)$/.exec(text)
   if (!found || Number(found[1]) === 0) return undefined
-  return { count: Number(found[1]), perMs: { second: 1000, minute: 60_000, hour: 3_600_000 }[found[2] as 'second' | 'minute' | 'hour'] }
+  return {
+    count: Number(found[1]),
+    perMs: { second: 1000, minute: 60_000, hour: 3_600_000 }[found[2] as 'second' | 'minute' | 'hour'],
+  }
 }

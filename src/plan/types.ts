@@ -63,12 +63,39 @@ export interface UserRoute {
   /** Networks (base/addresses parseNetwork); empty: every client. */
   clientIps: string[]
   action:
-    | { type: 'forward'; targets: UserTarget[]; balance: 'round-robin' | 'source-hash' | 'least-connections'; allowHalfOpen: boolean; tls: UserTls | null }
-    | { type: 'handler'; module: string; /** Route name inside module when the handler stands in the configuration itself. */ inline: string | null; env: Record<string, unknown>; tls: UserTls | null }
+    | {
+        type: 'forward'
+        targets: UserTarget[]
+        balance: 'round-robin' | 'source-hash' | 'least-connections'
+        allowHalfOpen: boolean
+        tls: UserTls | null
+      }
+    | {
+        type: 'handler'
+        module: string
+        /** Route name inside module when the handler stands in the configuration itself. */ inline: string | null
+        env: Record<string, unknown>
+        tls: UserTls | null
+      }
     | { type: 'redirect'; to: string; status: number; tls: UserTls | null }
     | { type: 'block' }
-  security: { allow: string[]; block: string[]; maxConnections: number | null; maxConnectionsPerIp: number | null; rate: { count: number; perMs: number } | null; observe: boolean }
-  timeoutsMs: { connect: number; firstByte: number; handshake: number; idle: number; halfClosed: number; parity: number; grace: number }
+  security: {
+    allow: string[]
+    block: string[]
+    maxConnections: number | null
+    maxConnectionsPerIp: number | null
+    rate: { count: number; perMs: number } | null
+    observe: boolean
+  }
+  timeoutsMs: {
+    connect: number
+    firstByte: number
+    handshake: number
+    idle: number
+    halfClosed: number
+    parity: number
+    grace: number
+  }
   keepAlive: { idleS: number; intervalS: number; count: number } | null
 }
 

@@ -1,0 +1,268 @@
+// unknown input → Config, or every problem at once: path, what is wrong, what would be right. The schema checks single
+// fields; this file checks what needs two fields or two routes. Nothing effectful: paths are not looked at.
+import { z } from 'zod'
+import { parseTarget } from '../base/addresses.ts'
+import { configSchema, type Config, type Route } from './schema.ts'
+
+export interface Problem {
+  /** "routes[2].action.targets[0].port" */
+  path: string
+  message: string
+  remedy: string
+}
+
+export type Checked = { ok: true; config: Config } | { ok: false; problems: Problem[] }
+
+/** More than this many problems in one file help nobody. */
+const PROBLEMS_MAX = 200
+
+export function check(input: unknown): Checked {
+  const parsed = configSchema.safeParse(input, { reportInput: true })
+  const problems = parsed.success ? [] : parsed.error.issues.flatMap((issue) => toProblems(issue, []))
+  // The cross checks look at whatever has the right shape, so that one run lists everything.
+  const routes = routesOf(input)
+  problems.push(...duplicateNames(routes), ...routes.flatMap(({ route, path }) => checkRoute(route, path)))
+  if (parsed.success) problems.push(...sameMatch(parsed.data.routes), ...checkGlobal(parsed.data))
+  if (problems.length > 0) return { ok: false, problems: problems.slice(0, PROBLEMS_MAX) }
+  return { ok: true, config: parsed.data as Config }
+}
+
+// ---- zod's issues as problems ----
+
+const formatPath = (path: PropertyKey[]) =>
+  path.reduce<string>(
+    (text, part) => (typeof part === 'number' ? `${text}[${part}]` : text ? `${text}.${String(part)}` : String(part)),
+    '',
+  ) || '(the configuration)'
+
+function toProblems(issue: z.core.$ZodIssue, prefix: PropertyKey[]): Problem[] {
+  const path = [...prefix, ...issue.path]
+  switch (issue.code) {
+    case 'unrecognized_keys':
+      return issue.keys.map((key) => ({
+        path: formatPath([...path, key]),
+        message: 'unknown field',
+        remedy: 'remove it, or check its spelling with "sluice schema"',
+      }))
+    case 'invalid_union': {
+      if (issue.errors.length === 0) return [problem(path, issue, 'choose one of the kinds that the schema lists')]
+      // Of the alternatives, the one that came furthest is the one that was meant.
+      const best = issue.errors.toSorted((a, b) => depth(b) - depth(a) || a.length - b.length)[0]!
+      return best.flatMap((inner) => toProblems(inner, path))
+    }
+    case 'invalid_type':
+      return [
+        issue.input === undefined
+          ? { path: formatPath(path), message: 'is missing', remedy: `add it: ${issue.expected}` }
+          : problem(path, issue, `write ${article(issue.expected)}`),
+      ]
+    case 'invalid_value':
+      return [problem(path, issue, `one of ${issue.values.map((value) => JSON.stringify(value)).join(', ')}`)]
+    case 'too_small':
+      return [problem(path, issue, `at least ${issue.minimum}`)]
+    case 'too_big':
+      return [problem(path, issue, `at most ${issue.maximum}`)]
+    default:
+      return [problem(path, issue, remedyOf(issue))]
+  }
+}
+
+const depth = (issues: z.core.$ZodIssue[]) =>
+  Math.max(...issues.map((issue) => issue.path.length * 2 + (issue.code === 'invalid_type' ? 0 : 1)))
+const article = (word: string) => (/^[aeio]/.test(word) ? `an ${word}` : `a ${word}`)
+const problem = (path: PropertyKey[], issue: z.core.$ZodIssue, remedy: string): Problem => ({
+  path: formatPath(path),
+  message: shorten(issue.message),
+  remedy,
+})
+const remedyOf = (issue: z.core.$ZodIssue) =>
+  (issue as { params?: { remedy?: string } }).params?.remedy ?? 'see "sluice schema"'
+// An error text goes to terminals and logs: what came from the file in it must not be able to write there.
+const shorten = (text: string) => text.replace(/[\u0000-\u001f\u007f]/g, '?').slice(0, 300)
+
+// ---- across fields and routes ----
+
+function routesOf(input: unknown): { route: Route; path: string }[] {
+  const routes = (input as { routes?: unknown } | null)?.routes
+  if (!Array.isArray(routes)) return []
+  return routes.flatMap((route, i) =>
+    route &&
+    typeof route === 'object' &&
+    route.action &&
+    typeof route.action === 'object' &&
+    route.match &&
+    typeof route.match === 'object'
+      ? [{ route: route as Route, path: `routes[${i}]` }]
+      : [],
+  )
+}
+
+function duplicateNames(routes: { route: Route; path: string }[]): Problem[] {
+  const seen = new Map<string, string>()
+  return routes.flatMap(({ route, path }) => {
+    const first = seen.get(route.name)
+    if (first === undefined) {
+      seen.set(route.name, path)
+      return []
+    }
+    return [
+      {
+        path: `${path}.name`,
+        message: `the name is used by ${first} too`,
+        remedy: 'give each route a name of its own',
+      },
+    ]
+  })
+}
+
+function checkRoute(route: Route, path: string): Problem[] {
+  const problems: Problem[] = []
+  const add = (where: string, message: string, remedy: string) =>
+    problems.push({ path: `${path}.${where}`, message, remedy })
+  const { action, match } = route
+  const tls = 'tls' in action ? action.tls : undefined
+  const domains = match.domains !== undefined && !(match.domains === '*')
+
+  if (match.protocol === 'udp')
+    add(
+      'match.protocol',
+      'UDP is not forwarded in this version',
+      'use "tcp", or leave the route out until a version that forwards UDP',
+    )
+  if (domains && !tls && action.type !== 'redirect' && action.type !== 'block')
+    add(
+      'match.domains',
+      'a name can only be read from TLS, or from HTTP for a redirect',
+      'add action.tls, for example { mode: "passthrough" }, or remove match.domains',
+    )
+
+  if (action.type === 'forward') {
+    if (action.forwardingEngine === 'nftables') {
+      const why = neverKernel(route)
+      if (why)
+        add(
+          'action.forwardingEngine',
+          `the kernel cannot carry this route: ${why}`,
+          'use "auto", or remove what has to be read',
+        )
+    }
+    if (action.preserveSourceIp && neverKernel(route))
+      add(
+        'action.preserveSourceIp',
+        `only the kernel carrier can keep the client's address, and it cannot carry this route: ${neverKernel(route)}`,
+        'remove preserveSourceIp, or use sendProxyProtocol',
+      )
+    if (action.tls?.mode === 'passthrough' && action.tls.certificate !== undefined)
+      add('action.tls.certificate', 'passthrough does not show a certificate', 'remove it, or use mode "terminate"')
+    if (action.tls?.upstream && action.tls.mode !== 'terminate-and-reencrypt')
+      add(
+        'action.tls.upstream',
+        'there is no TLS of ours to the target',
+        'use mode "terminate-and-reencrypt", or remove it',
+      )
+    if (Array.isArray(action.targets)) {
+      action.targets.forEach((target, i) => {
+        const host = parseTarget(target?.host ?? '')
+        if (host?.kind === 'unix' && target.port !== undefined)
+          add(`action.targets[${i}].port`, 'a unix socket has no port', 'remove it')
+      })
+      if (action.targets.length > 0 && action.targets.every((target) => target?.weight === 0))
+        add('action.targets', 'every target has weight 0', 'give at least one target a weight of 1 or more')
+    }
+    if (action.health) add('action.health', 'health checks are not done in this version', 'remove it')
+    if (action.sendProxyProtocol)
+      add('action.sendProxyProtocol', 'the PROXY protocol is not sent in this version', 'remove it')
+  }
+  if (action.type === 'socket-handler' && action.tls?.mode === 'passthrough')
+    add(
+      'action.tls.mode',
+      'a handler reads the bytes, so TLS has to end here',
+      'use mode "terminate", or remove action.tls',
+    )
+  if (action.type === 'socket-handler' && action.tls?.mode === 'terminate-and-reencrypt')
+    add('action.tls.mode', 'a handler has no target to encrypt to', 'use mode "terminate"')
+  if (action.type === 'redirect' && typeof action.to === 'string' && !/^(https?:\/\/|\/)/.test(action.to))
+    add('action.to', 'not a URL', 'such as "https://{host}{path}"')
+  if (tls && tls.mode !== 'passthrough') {
+    if (tls.certificate === undefined || tls.certificate === 'auto')
+      add(
+        'action.tls.certificate',
+        'automatic certificates are not issued in this version',
+        'use "self-signed", or { cert, key } files',
+      )
+    else if (typeof tls.certificate === 'object' && 'module' in tls.certificate)
+      add(
+        'action.tls.certificate',
+        'certificate modules are not loaded in this version',
+        'use "self-signed", or { cert, key } files',
+      )
+  }
+  if (route.acceptProxyProtocol)
+    add('acceptProxyProtocol', 'the PROXY protocol is not read in this version', 'remove it')
+  return problems
+}
+
+/** Why the kernel could never carry the route, whatever the machine; undefined when it could. Shared with plan by its words. */
+export function neverKernel(route: Route): string | undefined {
+  const { action, match } = route
+  if (action.type !== 'forward') return `a ${action.type} is done in user space`
+  if (action.tls && action.tls.mode !== 'passthrough') return 'TLS ends here'
+  if (match.domains !== undefined && match.domains !== '*') return 'the server name has to be read'
+  if (route.acceptProxyProtocol) return 'a PROXY protocol header has to be read'
+  if (action.sendProxyProtocol) return 'a PROXY protocol header has to be sent'
+  if (match.clientIps) return 'clients are told apart in user space'
+  if (action.forwardingEngine === 'user') return "forwardingEngine is 'user'"
+  if (action.balance === 'least-connections') return 'least-connections is balanced in user space'
+  if (route.security) return 'its lists and limits are enforced in user space'
+  return undefined
+}
+
+/** Two routes of which one can never be reached. Only exact copies of a match are certain enough to refuse. */
+function sameMatch(routes: Route[]): Problem[] {
+  const seen = new Map<string, string>()
+  return routes.flatMap((route, i) => {
+    if (route.enabled === false) return []
+    const key = JSON.stringify([
+      route.match.ports,
+      [route.match.domains ?? '*']
+        .flat()
+        .map((name) => name.toLowerCase())
+        .toSorted(),
+      route.match.addresses ?? [],
+      route.match.clientIps ?? [],
+      route.match.protocol ?? 'tcp',
+      route.priority ?? 0,
+    ])
+    const first = seen.get(key)
+    seen.set(key, first ?? route.name)
+    return first === undefined
+      ? []
+      : [
+          {
+            path: `routes[${i}].match`,
+            message: `matches the same connections as route "${first}"`,
+            remedy: 'give one of them another port, name, address or priority',
+          },
+        ]
+  })
+}
+
+function checkGlobal(config: Config): Problem[] {
+  const problems: Problem[] = []
+  const add = (path: string, message: string, remedy: string) => problems.push({ path, message, remedy })
+  if (config.acme)
+    add('acme', 'automatic certificates are not issued in this version', 'remove it, and use "self-signed" or files')
+  if (config.admin?.http)
+    add('admin.http', 'the admin API listens on its unix socket only in this version', 'remove it')
+  if (config.limits)
+    add('limits', 'global limits are not enforced in this version', 'remove it, and use security on the routes')
+  if (config.defaults?.target)
+    add('defaults.target', 'a default target is not used in this version', 'write a route without domains instead')
+  if (config.store !== undefined && config.store !== 'file')
+    add('store', 'only the file store exists in this version', 'remove it')
+  if (config.workers !== undefined && config.workers !== 1)
+    add('workers', 'one worker is run in this version', 'remove it')
+  if (typeof config.log?.access === 'object' && config.log.access.durable)
+    add('log.access.durable', 'durable access logs are not written in this version', 'remove it')
+  return problems
+}

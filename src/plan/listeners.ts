@@ -1,0 +1,61 @@
+// Which listening sockets the routes need, and in which order the routes of one are tried. Pure.
+import { canonicalIp, formatEnd } from '../base/addresses.ts'
+import type { Route } from '../config/schema.ts'
+import type { PlannedListener, PlannedRoute } from './types.ts'
+
+/** A range with more ports than this gets no user-space twins: each would be a socket. */
+export const TWIN_PORTS_MAX = 256
+
+export const ANY = '::'
+
+/** The bytes of a connection to this route's ports have to be seen before a route can be chosen. */
+export const needsPeek = (route: Route) =>
+  (route.match.domains !== undefined && [route.match.domains].flat().some((name) => name !== '*')) ||
+  route.acceptProxyProtocol !== undefined
+
+export function listensOf(route: Route): PlannedRoute['listens'] {
+  const ports = [route.match.ports].flat().map((port) => (typeof port === 'number' ? { from: port, to: port } : port))
+  const addresses = route.match.addresses?.map(canonicalIp) ?? [null]
+  return addresses.flatMap((address) => ports.map((port) => ({ address, ...port })))
+}
+
+export function listeners(routes: Route[]): PlannedListener[] {
+  const byKey = new Map<string, { address: string; port: number; routes: Route[] }>()
+  for (const route of routes)
+    for (const listen of listensOf(route)) {
+      if (listen.to - listen.from >= TWIN_PORTS_MAX) continue
+      for (let port = listen.from; port <= listen.to; port++) {
+        const address = listen.address ?? ANY
+        const key = formatEnd(address, port)
+        const one = byKey.get(key) ?? { address, port, routes: [] }
+        if (!one.routes.includes(route)) one.routes.push(route)
+        byKey.set(key, one)
+      }
+    }
+  // A socket on one address takes that address's connections from the one on all of them: it must know the wider routes too.
+  for (const one of byKey.values()) {
+    if (one.address === ANY) continue
+    for (const route of byKey.get(formatEnd(ANY, one.port))?.routes ?? [])
+      if (!one.routes.includes(route)) one.routes.push(route)
+  }
+  return [...byKey].map(([key, one]) => ({
+    key,
+    address: one.address,
+    port: one.port,
+    peek: one.routes.some(needsPeek),
+    routes: one.routes.toSorted(bySpecificity).map((route) => route.name),
+  }))
+}
+
+/** Higher priority, then the narrower match: exact name, wildcard, any; told-apart clients before all; an address before none. */
+export function bySpecificity(a: Route, b: Route): number {
+  return (b.priority ?? 0) - (a.priority ?? 0) || specificity(b) - specificity(a) || portCount(a) - portCount(b)
+}
+
+const portCount = (route: Route) => listensOf(route).reduce((sum, listen) => sum + listen.to - listen.from + 1, 0)
+
+function specificity(route: Route): number {
+  const domains = [route.match.domains ?? '*'].flat()
+  const name = domains.every((domain) => !domain.includes('*')) ? 2 : domains.includes('*') ? 0 : 1
+  return name * 4 + (route.match.clientIps ? 2 : 0) + (route.match.addresses ? 1 : 0)
+}

@@ -1,0 +1,213 @@
+// plan(config, facts) → Plan: decides for every route which carrier, and why, in words for an operator. Pure: the same
+// input gives the same plan on every machine; what depends on the machine is in `facts`.
+import { isLoopback, parseTarget } from '../base/addresses.ts'
+import { parseDuration, parseRate } from '../base/units.ts'
+import { neverKernel } from '../config/check.ts'
+import type { Config, Route, Timeouts } from '../config/schema.ts'
+import { kernelState } from './kernel-state.ts'
+import { listeners, listensOf, needsPeek } from './listeners.ts'
+import { ownership, type Ownership } from './ports.ts'
+import type { Plan, PlannedRoute, UserRoute, UserTarget, UserTls } from './types.ts'
+
+export interface Facts {
+  /** Why nothing can be put into the kernel on this machine; null when it can. */
+  kernelUnusable: string | null
+  /** Numbers that route names have already: from the running plan, or read back from the table after a restart. */
+  numbers: Record<string, number>
+  /** Numbers that live flows still carry, of routes that are gone: not given to a new route. */
+  numbersInUse: number[]
+  /** Addresses of target names; a name that is missing is not resolved (yet). */
+  resolved: Record<string, string[]>
+  markBase: number
+  /** Identity of the static program, so that the plan carries what the table should say of itself. */
+  programVersion: string
+}
+
+export const NUMBER_MAX = 0xffffff
+
+export function plan(config: Config, facts: Facts): Plan {
+  const enabled = config.routes.filter((route) => route.enabled !== false)
+  const numbers = assignNumbers(enabled, facts)
+  const listening = listeners(enabled)
+  const owned = ownership(enabled)
+  const routes = enabled.map((route): PlannedRoute => {
+    const { carrier, reason } = chooseCarrier(route, config, facts, owned)
+    const required = route.action.type === 'forward' && route.action.forwardingEngine === 'nftables'
+    const drain = route.drain ?? 'finish'
+    return {
+      name: route.name,
+      number: numbers[route.name]!,
+      carrier,
+      reason,
+      required,
+      listens: listensOf(route),
+      drainMs: drain === 'finish' ? null : drain === 'cut' ? 0 : (parseDuration(drain) ?? null),
+      user: userRoute(route, config, carrier === 'splice' ? 'splice' : 'user'),
+    }
+  })
+  return { routes, listeners: listening, kernel: kernelState(routes, config, facts, owned) }
+}
+
+function chooseCarrier(
+  route: Route,
+  config: Config,
+  facts: Facts,
+  owned: Ownership,
+): { carrier: PlannedRoute['carrier']; reason: string } {
+  const { action } = route
+  if (action.type === 'socket-handler') return { carrier: 'user', reason: 'a handler reads the bytes' }
+  if (action.type === 'redirect') return { carrier: 'user', reason: 'the gateway answers itself' }
+  if (action.type === 'block') return { carrier: 'user', reason: 'connections are refused at accept' }
+  if (action.tls && action.tls.mode !== 'passthrough')
+    return {
+      carrier: 'user',
+      reason: action.tls.mode === 'terminate' ? 'TLS ends here' : 'TLS ends here and begins again to the target',
+    }
+  if (action.forwardingEngine === 'user')
+    return { carrier: needsPeek(route) ? 'splice' : 'user', reason: "forwardingEngine is 'user'" }
+  if (needsPeek(route)) return { carrier: 'splice', reason: 'the server name has to be read, the rest not' }
+
+  const contest = owned.contested.get(route)
+  if (contest && needsPeek(contest.by))
+    return {
+      carrier: 'splice',
+      reason: `shares port ${contest.port} with "${contest.by.name}", whose server name has to be read`,
+    }
+  if (contest)
+    return {
+      carrier: 'user',
+      reason: `shares port ${contest.port} with "${contest.by.name}", which takes only some clients`,
+    }
+  const never = neverKernel(route)
+  if (never) return { carrier: 'user', reason: never }
+  if (config.defaults?.security) return { carrier: 'user', reason: 'its lists and limits are enforced in user space' }
+
+  for (const target of action.targets) {
+    const host = parseTarget(target.host)!
+    if (host.kind === 'unix') return { carrier: 'user', reason: `target ${target.host} is a unix socket` }
+    const addresses = host.kind === 'ip' ? [host.address] : (facts.resolved[host.name] ?? [])
+    if (addresses.length === 0) return { carrier: 'user', reason: `target ${target.host} is not resolved yet` }
+    if (addresses.some(isLoopback))
+      return {
+        carrier: 'user',
+        reason: `target ${target.host} is a loopback address, which the kernel does not forward to`,
+      }
+  }
+  if (facts.kernelUnusable) return { carrier: 'user', reason: facts.kernelUnusable }
+  return { carrier: 'kernel', reason: 'nothing has to be read' }
+}
+
+// ---- route numbers ----
+
+/** A name keeps its number; a new name gets the lowest above all that are or were in use, so a number never changes its meaning while a flow carries it. */
+function assignNumbers(routes: Route[], facts: Facts): Record<string, number> {
+  const numbers: Record<string, number> = {}
+  const taken = new Set([...Object.values(facts.numbers), ...facts.numbersInUse])
+  let next = 1
+  for (const number of taken) next = Math.max(next, number + 1)
+  for (const { name } of routes) {
+    const known = facts.numbers[name]
+    if (known !== undefined) {
+      numbers[name] = known
+      continue
+    }
+    if (next > NUMBER_MAX) next = 1
+    while (taken.has(next)) next++
+    taken.add(next)
+    numbers[name] = next++
+  }
+  return numbers
+}
+
+// ---- what the user plane gets ----
+
+const DEFAULT_TIMEOUTS = {
+  connect: '10s',
+  firstByte: '30s',
+  handshake: '10s',
+  idle: '4h',
+  halfClosed: '5s',
+  parity: '30m',
+  grace: '5s',
+} satisfies Required<Timeouts>
+
+function userRoute(route: Route, config: Config, carrier: 'splice' | 'user'): UserRoute {
+  const timeouts = { ...DEFAULT_TIMEOUTS, ...config.timeouts, ...route.timeouts }
+  const security = route.security ?? config.defaults?.security ?? {}
+  const keepAlive = route.keepAlive === false ? null : { idle: '60s', interval: '15s', count: 5, ...route.keepAlive }
+  const seconds = (text: string) => Math.max(1, Math.round(parseDuration(text)! / 1000))
+  return {
+    name: route.name,
+    carrier,
+    domains: [route.match.domains ?? []]
+      .flat()
+      .map((name) => name.toLowerCase())
+      .filter((name) => name !== '*'),
+    clientIps: route.match.clientIps ?? [],
+    action: userAction(route),
+    security: {
+      allow: security.ipAllowList ?? [],
+      block: security.ipBlockList ?? [],
+      maxConnections: security.maxConnections ?? null,
+      maxConnectionsPerIp: security.maxConnectionsPerIp ?? null,
+      rate: security.connectionRatePerIp ? parseRate(security.connectionRatePerIp)! : null,
+      observe: security.mode === 'observe',
+    },
+    timeoutsMs: Object.fromEntries(
+      Object.entries(timeouts).map(([name, text]) => [name, parseDuration(text)!]),
+    ) as UserRoute['timeoutsMs'],
+    keepAlive: keepAlive && {
+      idleS: seconds(keepAlive.idle),
+      intervalS: seconds(keepAlive.interval),
+      count: keepAlive.count,
+    },
+  }
+}
+
+function userAction(route: Route): UserRoute['action'] {
+  const { action } = route
+  switch (action.type) {
+    case 'forward':
+      return {
+        type: 'forward',
+        targets: action.targets.map(userTarget),
+        balance: action.balance ?? 'round-robin',
+        allowHalfOpen: action.allowHalfOpen ?? false,
+        tls: action.tls ? userTls(action.tls) : null,
+      }
+    case 'socket-handler': {
+      const handler = action.handler
+      const inline = typeof handler === 'object' && 'inline' in handler ? handler.inline : null
+      return {
+        type: 'handler',
+        module: typeof handler === 'string' ? handler : '',
+        inline,
+        env: (action.env ?? {}) as Record<string, unknown>,
+        tls: action.tls ? userTls(action.tls) : null,
+      }
+    }
+    case 'redirect':
+      return { type: 'redirect', to: action.to, status: action.status ?? 308, tls: null }
+    case 'block':
+      return { type: 'block' }
+  }
+}
+
+const userTarget = (target: { host: string; port?: number | 'preserve'; weight?: number }): UserTarget => ({
+  host: parseTarget(target.host)!,
+  port: typeof target.port === 'number' ? target.port : null,
+  weight: target.weight ?? 1,
+})
+
+type TlsInput = NonNullable<Extract<Route['action'], { type: 'forward' }>['tls']>
+const userTls = (tls: TlsInput): UserTls => ({
+  mode: tls.mode,
+  alpn: tls.alpn ?? [],
+  minVersion: tls.minVersion ?? 'TLSv1.2',
+  clientCaFile: tls.clientCa ?? null,
+  upstream: {
+    serverName: tls.upstream?.serverName ?? null,
+    caFile: tls.upstream?.ca ?? null,
+    insecure: tls.upstream?.insecure ?? false,
+  },
+})

@@ -1,0 +1,60 @@
+// Who gets the connections to a port when nothing of them has been read: the one route that matches them all, unless a
+// route that goes first takes only some of them. Pure.
+import type { Route } from '../config/schema.ts'
+import { bySpecificity, listensOf, needsPeek } from './listeners.ts'
+
+export interface Ownership {
+  /** Runs of ports that `route` owns as a whole on `address` (null: every address without runs of its own). */
+  runs: { address: string | null; from: number; to: number; route: Route }[]
+  /** For a route that would own a port but for a route that takes some of its connections: that other one. */
+  contested: Map<Route, { port: number; by: Route }>
+}
+
+const PORTS = 65536
+
+/** Matches every connection to its ports: its owner can be known from the port alone. */
+const matchesAll = (route: Route) => !needsPeek(route) && route.match.clientIps === undefined
+
+export function ownership(routes: Route[]): Ownership {
+  // Every address first as all of them: what an address of its own has beyond that is all that needs saying.
+  const addresses = new Set([null, ...routes.flatMap((route) => listensOf(route).map((listen) => listen.address))])
+  const ascending = routes.toSorted(bySpecificity).reverse()
+  const runs: Ownership['runs'] = []
+  const contested: Ownership['contested'] = new Map()
+
+  let wide = new Uint32Array(PORTS)
+  for (const address of addresses) {
+    // 0: nobody; otherwise index + 1 in `ascending`.
+    const owner = new Uint32Array(PORTS)
+    const partial = new Uint32Array(PORTS)
+    ascending.forEach((route, i) => {
+      for (const listen of listensOf(route)) {
+        if (listen.address !== null && listen.address !== address) continue
+        if (!matchesAll(route)) {
+          partial.fill(i + 1, listen.from, listen.to + 1)
+          continue
+        }
+        // It goes before whoever took some of these ports' connections: they never get any.
+        owner.fill(i + 1, listen.from, listen.to + 1)
+        partial.fill(0, listen.from, listen.to + 1)
+      }
+    })
+    for (let port = 1; port < PORTS;) {
+      const [own, part, fallsThrough] = [owner[port]!, partial[port]!, address !== null && owner[port] === wide[port]]
+      let end = port + 1
+      while (
+        end < PORTS &&
+        owner[end] === own &&
+        partial[end] === part &&
+        (address !== null && own === wide[end]) === fallsThrough
+      )
+        end++
+      const route = own > 0 ? ascending[own - 1]! : undefined
+      if (route && part > 0) contested.set(route, contested.get(route) ?? { port, by: ascending[part - 1]! })
+      else if (route && !fallsThrough) runs.push({ address, from: port, to: end - 1, route })
+      port = end
+    }
+    if (address === null) wide = owner
+  }
+  return { runs, contested }
+}
