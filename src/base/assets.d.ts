@@ -3,3 +3,9 @@ declare module '*.so' {
   const path: string
   export default path
 }
+
+// The nft program is text to us.
+declare module '*.nft' {
+  const text: string
+  export default text
+}

@@ -1,0 +1,80 @@
+// The anchor table (nft/anchor.nft): made and held by one interactive nft that lives as long as we do, because its owner
+// flag ties the table to that process's netlink socket. When the holder dies the table goes with it; it is started again.
+import { anchorLines } from './program.ts'
+
+const RESTART_MS = 1000
+/** The holder answers within this, or the anchor counts as missing. */
+const READY_MS_MAX = 5000
+
+export class Anchor {
+  #child: Bun.PipedSubprocess | undefined
+  #restart: ReturnType<typeof setTimeout> | undefined
+  #stopped = false
+
+  constructor(
+    private readonly table: string,
+    private readonly log: (level: 'info' | 'warn', message: string) => void,
+  ) {}
+
+  /** Resolves when the table is in the kernel; rejects with nft's words when it is refused. */
+  async start(): Promise<void> {
+    // A holder of an earlier life that was killed with us took its table along: there is nothing to remove first.
+    const child = Bun.spawn(['nft', '-i'], { stdio: ['pipe', 'pipe', 'pipe'], env: { ...process.env, TERM: 'dumb' } })
+    this.#child = child
+    void child.exited.then(() => this.#onExit(child))
+    // Commands are served in order: when the last one's answer is there, all before it have been carried out.
+    child.stdin.write(anchorLines(this.table).join('\n') + `\nlist table inet ${this.table}_anchor\n`)
+    await child.stdin.flush()
+    await withDeadline(this.#awaitAnswer(child), READY_MS_MAX, 'the anchor table was not confirmed in time')
+  }
+
+  async #awaitAnswer(child: Bun.PipedSubprocess) {
+    let errors = ''
+    void (async () => {
+      for await (const chunk of child.stderr) if (errors.length < 2000) errors += Buffer.from(chunk).toString()
+    })()
+    let out = ''
+    for await (const chunk of child.stdout) {
+      if (out.length < 65536) out += Buffer.from(chunk).toString()
+      // Nobody reads on from here: nft prints nothing without a command.
+      if (out.includes('ct state established')) return
+    }
+    throw new Error(`Cannot make the anchor table: ${errors.trim().split('\n')[0] || 'nft ended'}`)
+  }
+
+  #onExit(child: Bun.PipedSubprocess) {
+    if (this.#stopped || this.#child !== child) return
+    this.#child = undefined
+    this.log('warn', 'The nft process that holds the anchor table has ended; starting it again')
+    this.#restart = setTimeout(() => {
+      this.start().catch((error: Error) => {
+        this.log('warn', error.message)
+        this.#child?.kill()
+      })
+    }, RESTART_MS)
+  }
+
+  /** Ends the holder; the kernel removes its table. */
+  async stop(): Promise<void> {
+    this.#stopped = true
+    clearTimeout(this.#restart)
+    const child = this.#child
+    if (!child) return
+    await Promise.resolve(child.stdin.end()).catch(() => {})
+    const killer = setTimeout(() => child.kill('SIGKILL'), 1000)
+    await child.exited
+    clearTimeout(killer)
+  }
+}
+
+async function withDeadline<T>(promise: Promise<T>, ms: number, message: string): Promise<T> {
+  let timer: ReturnType<typeof setTimeout> | undefined
+  const deadline = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(message)), ms)
+  })
+  try {
+    return await Promise.race([promise, deadline])
+  } finally {
+    clearTimeout(timer)
+  }
+}

@@ -1,0 +1,177 @@
+// Keeps the kernel's table equal to what is wanted: a level-triggered loop. Whatever happened meanwhile, each round
+// compares what is wanted now with what is known to be there and applies the difference; rounds never overlap, wishes
+// that arrive during one are served by the next, failures are retried with growing pauses.
+import { emptyState } from '../plan/kernel-state.ts'
+import type { KernelState } from '../plan/types.ts'
+import { NftError, type Nft } from './nft.ts'
+import { countElements, parseListing, programVersion, renderAll, renderDifference, renderRemoval } from './program.ts'
+
+const RETRY_MS_MIN = 200
+const RETRY_MS_MAX = 5000
+/** Process ids of our own transactions, kept for the notifications that may still come. */
+const OWN_PIDS_MAX = 64
+
+export interface RulesetOptions {
+  table: string
+  base: number
+  nft: Nft
+  log(level: 'info' | 'warn', message: string, fields?: Record<string, unknown>): void
+  /** Called after every round, with the state that is in the kernel now, or the error that keeps it from being there. */
+  changed(): void
+}
+
+export class Ruleset {
+  /** In the kernel, as far as we know; null: no table of ours, or not of this version. */
+  #have: KernelState | null = null
+  #want: KernelState | null = null
+  #running: Promise<void> | null = null
+  #verify = false
+  #stopped = false
+  #retry: ReturnType<typeof setTimeout> | undefined
+  #retryMs = RETRY_MS_MIN
+  #ownPids: number[] = []
+  #waiters: { wanted: KernelState; resolve(): void; reject(error: Error): void }[] = []
+  /** Why the last round failed; null when it did not. */
+  error: string | null = null
+  /** Times that something else had changed our table. */
+  drifts = 0
+  transactions = 0
+
+  constructor(private readonly options: RulesetOptions) {}
+
+  /** Reads what an earlier life left. Resolves to its elements, or null when there is no table of this version. */
+  async adopt(): Promise<KernelState | null> {
+    const listing = await this.options.nft.list(this.options.table)
+    if (!listing) return null
+    const { state, version } = parseListing(listing)
+    // A table of another version still tells its route numbers; it is replaced by the first round.
+    this.#have = version === programVersion ? state : null
+    return state
+  }
+
+  /** true when the elements of this route number are in the kernel. */
+  isActive(markKey: string): boolean {
+    return this.#have?.routes?.[markKey] !== undefined
+  }
+
+  get elements(): number {
+    return this.#have ? countElements(this.#have) : 0
+  }
+
+  get settled(): boolean {
+    return this.#have === this.#want && !this.#verify
+  }
+
+  /** Wants a state; resolves when it (or a later one) is in the kernel, rejects with the first failure after the wish. */
+  want(state: KernelState): Promise<void> {
+    this.#want = state
+    const { promise, resolve, reject } = Promise.withResolvers<void>()
+    this.#waiters.push({ wanted: state, resolve, reject })
+    // A wish made before may still wait for a retry: the new one is tried at once.
+    this.#retryMs = RETRY_MS_MIN
+    this.#kick()
+    return promise
+  }
+
+  /** The kernel says that process `pid` changed our table (0: unknown, notifications were lost). */
+  notified(pid: number) {
+    if (this.#ownPids.includes(pid)) return
+    this.#verify = true
+    this.#kick()
+  }
+
+  #kick() {
+    if (this.#running || this.#stopped) return
+    clearTimeout(this.#retry)
+    this.#retry = undefined
+    this.#running = this.#rounds().finally(() => {
+      this.#running = null
+    })
+  }
+
+  async #rounds() {
+    while (!this.#stopped && this.#want && (this.#have !== this.#want || this.#verify)) {
+      const goal = this.#want
+      try {
+        if (this.#verify) await this.#reread()
+        await this.#reach(goal)
+        this.error = null
+        this.#retryMs = RETRY_MS_MIN
+        this.#waiters = this.#waiters.filter((waiter) => waiter.wanted !== goal || void waiter.resolve())
+        this.options.changed()
+      } catch (error) {
+        this.#failed(error as Error)
+        return
+      }
+    }
+    for (const waiter of this.#waiters.splice(0)) waiter.resolve()
+  }
+
+  /** Someone touched the table: what is there now is what counts. */
+  async #reread() {
+    // Cleared before reading: a change during the read asks for another round.
+    this.#verify = false
+    const before = this.#have
+    const listing = await this.options.nft.list(this.options.table).catch((error) => {
+      this.#verify = true
+      throw error
+    })
+    const found = listing ? parseListing(listing) : null
+    this.#have = found && found.version === programVersion ? found.state : null
+    const difference = this.#have && before ? renderDifference(this.options.table, this.#have, before).length : 1
+    if (before === null || difference === 0) return
+    this.drifts++
+    this.options.log(
+      'warn',
+      found ? 'Someone changed our nft table; repairing it' : 'Someone removed our nft table; putting it back',
+      { table: this.options.table, drifts: this.drifts },
+    )
+  }
+
+  async #reach(goal: KernelState) {
+    const { table, base, nft } = this.options
+    const commands = this.#have ? renderDifference(table, this.#have, goal) : renderAll(table, base, goal)
+    if (commands.length > 0) {
+      // Unknown until the transaction is through: if it fails half way (split, killed) the next round reads again.
+      const before = this.#have
+      try {
+        await nft.apply(commands, (pid) => this.#own(pid))
+      } catch (error) {
+        if (before) this.#verify = true
+        throw error
+      }
+      this.transactions++
+    }
+    this.#have = goal
+  }
+
+  #own(pid: number) {
+    this.#ownPids.push(pid)
+    if (this.#ownPids.length > OWN_PIDS_MAX) this.#ownPids.shift()
+  }
+
+  #failed(error: Error) {
+    const message = error instanceof NftError ? error.message : `Cannot change the nft table: ${error.message}`
+    if (message !== this.error) this.options.log('warn', message, { retryMs: this.#retryMs })
+    this.error = message
+    for (const waiter of this.#waiters.splice(0)) waiter.reject(new NftError(message))
+    this.options.changed()
+    if (this.#stopped) return
+    this.#retry = setTimeout(() => this.#kick(), this.#retryMs)
+    this.#retryMs = Math.min(this.#retryMs * 2, RETRY_MS_MAX)
+  }
+
+  /** Ends the loop; then removes the table, or leaves it forwarding. */
+  async stop(onStop: 'keep' | 'remove'): Promise<void> {
+    this.#stopped = true
+    clearTimeout(this.#retry)
+    await this.#running
+    for (const waiter of this.#waiters.splice(0)) waiter.reject(new NftError('Stopped'))
+    if (onStop === 'remove') await this.options.nft.apply([renderRemoval(this.options.table)])
+  }
+
+  /** No new flows from now on: every element goes, the table and the flows stay. */
+  async empty(): Promise<void> {
+    if (this.#want) await this.want({ ...emptyState(), program: this.#want.program! })
+  }
+}
