@@ -18,8 +18,8 @@ const BACKLOG = 4096
 const GONE_MS_MAX = 3000
 const CONNECT_MS_MAX = 5000
 
-const HOW = `this needs a network, mount and /run of its own; run it so:
-  bun test/netns/inside.ts bun test test/netns`
+const HOW = `this needs a network, mounts and a /run of its own. Run it so:
+  bun test/netns/inside.ts COMMAND...     (COMMAND: bun test test/netns, for example)`
 
 export interface Result {
   stdout: string

@@ -1,0 +1,140 @@
+// `make bench`: compares gateways on a real kernel.
+//
+//   bun test/netns/inside.ts bun test/bench/bench.ts [CASE...] [--runs 5] [--seconds 3] [--json FILE] [--program FILE]
+//
+// A case runs its subject and its peer in turn, A B A B, each run in a fresh lab, and compares pair by pair: two figures
+// that were taken one after the other on a shared machine say more than two medians. CPU is the busy time of the whole
+// machine, because the kernel's part of forwarding belongs to no process.
+import { appendFileSync, mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { parseArgs } from 'node:util'
+import { Lab } from '../netns/lab.ts'
+import { type Case, cases } from './cases.ts'
+import { METRICS, requestFor, run, type Sample, startBackend } from './loads.ts'
+import { describeMachine, prepare, quiet } from './machine.ts'
+import { type Comparison, compare } from './statistics.ts'
+import type { Subject } from './subjects.ts'
+
+const { values: options, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    runs: { type: 'string', default: '5' },
+    seconds: { type: 'string', default: '3' },
+    json: { type: 'string' },
+    program: { type: 'string' },
+    list: { type: 'boolean', default: false },
+  },
+})
+const runs = number('runs', options.runs, 1, 100)
+const seconds = number('seconds', options.seconds, 0.2, 60)
+const known = cases(
+  options.program ? [options.program] : [process.execPath, join(import.meta.dir, '../../src/main.ts')],
+)
+
+if (options.list) {
+  for (const { name, subject, peer, question } of known)
+    console.log(`${name.padEnd(14)} ${subject.name} / ${peer.name}: ${question}`)
+  process.exit(0)
+}
+// `user` is both its loads, `user-bulk` is one; without a name, everything but the looks at the measurement itself.
+const wanted = known.filter((c) =>
+  positionals.length === 0 ? !c.extra : positionals.some((p) => p === c.name || p === c.name.split('-')[0]),
+)
+const unknown = positionals.filter((p) => !known.some((c) => p === c.name || p === c.name.split('-')[0]))
+if (unknown.length > 0) fail(`no such case: ${unknown.join(', ')}; --list shows them`)
+
+console.log(`${describeMachine()}; ${runs} runs of ${seconds} s\n`)
+record({ machine: describeMachine(), runs, seconds, at: new Date().toISOString() })
+const summary: string[][] = []
+let failures = 0
+for (const one of wanted) {
+  try {
+    for (const row of await compareSubjects(one)) summary.push(row)
+  } catch (error) {
+    // What went wrong first; that the lab could not be cleared up after it is only its consequence.
+    const first = error instanceof SuppressedError ? (error.suppressed as Error) : (error as Error)
+    failures++
+    console.error(`  not measured: ${first.message}`)
+    record({ case: one.name, error: first.message })
+    summary.push([one.name, 'not measured', '', '', '', ''])
+  }
+}
+printTable([['case', 'metric', 'subject', 'peer', 'ratio', 'lowest–highest'], ...summary])
+process.exit(failures > 0 ? 1 : 0)
+
+async function compareSubjects(one: Case): Promise<string[][]> {
+  console.log(`${one.name}: ${one.subject.name} / ${one.peer.name}`)
+  const samples: [Sample[], Sample[]] = [[], []]
+  for (let i = 1; i <= runs; i++)
+    for (const [side, subject] of [one.subject, one.peer].entries()) {
+      const { sample, othersShare } = await measure(one, subject)
+      samples[side]!.push(sample)
+      const figures = METRICS[one.load.name].map((m) => `${figure(m.of(sample))} ${m.name}`).join(', ')
+      const noise = othersShare > 0.1 ? `  (others kept ${Math.round(othersShare * 100)} % of the machine)` : ''
+      console.log(`  ${i}/${runs} ${subject.name.padEnd(15)} ${figures}${noise}`)
+      record({ case: one.name, run: i, subject: subject.name, ...sample, othersShare })
+    }
+  return METRICS[one.load.name].map((metric) => {
+    const result: Comparison = compare(samples[0].map(metric.of), samples[1].map(metric.of))
+    const names = { subject: one.subject.name, peer: one.peer.name }
+    record({ case: one.name, metric: metric.name, better: metric.better, names, ...result })
+    return [
+      one.name,
+      `${metric.name} (${metric.better} is better)`,
+      figure(result.subject),
+      figure(result.peer),
+      result.ratio.toFixed(2),
+      `${result.lowest.toFixed(2)}–${result.highest.toFixed(2)}`,
+    ]
+  })
+}
+
+/** One run: a lab, a backend, a subject and a load, all gone afterwards. */
+async function measure(one: Case, subject: Subject): Promise<{ sample: Sample; othersShare: number }> {
+  const directory = mkdtempSync(join(tmpdir(), 'sluice-bench-'))
+  try {
+    await using lab = await Lab.create()
+    lab.namespaces.forEach(prepare)
+    const request = await requestFor(one.peeking)
+    startBackend(lab, request.length)
+    const stop = await subject.start(lab, directory)
+    const othersShare = await quiet()
+    const sample = await run(one.load, lab, subject.entry(lab), request, seconds)
+    await stop()
+    return { sample, othersShare }
+  } finally {
+    rmSync(directory, { recursive: true, force: true })
+  }
+}
+
+function figure(value: number): string {
+  return value >= 100 ? value.toFixed(0) : value.toFixed(2)
+}
+
+function printTable(rows: string[][]) {
+  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)))
+  console.log()
+  for (const row of rows)
+    console.log(
+      row
+        .map((cell, column) => (column < 2 ? cell.padEnd(widths[column]!) : cell.padStart(widths[column]!)))
+        .join('  '),
+    )
+}
+
+/** One JSON line, kept when --json names a file: a bench that is broken off keeps what it has. */
+function record(line: object) {
+  if (options.json) appendFileSync(options.json, JSON.stringify(line) + '\n')
+}
+
+function number(name: string, text: string, lowest: number, highest: number): number {
+  const value = Number(text)
+  if (!(value >= lowest && value <= highest)) fail(`--${name} takes a number from ${lowest} to ${highest}`)
+  return value
+}
+
+function fail(message: string): never {
+  console.error(message)
+  process.exit(2)
+}
