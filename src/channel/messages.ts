@@ -6,13 +6,17 @@ import type { PlannedListener, UserRoute } from '../plan/types.ts'
 /** What a worker has to carry out: always the whole of it, never a difference, so that a message can be repeated. */
 export interface WorkerPlan {
   generation: number
-  listeners: (PlannedListener & { /** Tag of the listening descriptor, sent once beside the first plan that names it. */ descriptor: number })[]
+  listeners: (PlannedListener & {
+    /** Tag of the listening descriptor, sent once beside the first plan that names it. */ descriptor: number
+  })[]
   routes: UserRoute[]
   /** PEM texts by route name. */
   certificates: Record<string, { cert: string; key: string }>
 }
 
 export type ToWorker =
+  /** Descriptors were sent: take them now. The plan that names them follows. */
+  | { type: 'descriptors' }
   | { type: 'plan'; plan: WorkerPlan }
   | { type: 'close'; id: string; reason: CloseReason }
   /** Closes every connection of a route: at once, or after deadlineMs. */
@@ -26,6 +30,10 @@ export type ToControl =
   /** The plan is carried out; problems name what could not be (a handler module that does not load). */
   | { type: 'applied'; generation: number; problems: { route: string; message: string }[] }
   | ({ type: 'connections' } & ConnectionEvents)
-  | { type: 'sampled'; request: number; counts: { id: string; bytesIn: number; bytesOut: number; state: 'opening' | 'open' | 'half-closed' | 'closing' }[] }
+  | {
+      type: 'sampled'
+      request: number
+      counts: { id: string; bytesIn: number; bytesOut: number; state: 'opening' | 'open' | 'half-closed' | 'closing' }[]
+    }
   | { type: 'log'; level: 'debug' | 'info' | 'warn' | 'error'; message: string; fields?: Record<string, unknown> }
   | { type: 'stopped' }

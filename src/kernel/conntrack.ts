@@ -43,7 +43,7 @@ export class ConntrackReader {
     reader.#socket = await Bun.connect({
       fd: pair[0]!,
       socket: {
-        data: (_socket, message) => options.onMessage(message),
+        data: (_socket: unknown, message: Uint8Array) => options.onMessage(message),
         close: () => {
           if (reader.#socket) options.onEnd()
         },

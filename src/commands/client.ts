@@ -1,0 +1,131 @@
+// The commands that talk to a running gateway: clients of its admin API.
+import type { ConnectionRecord } from '../connections/record.ts'
+import { DEFAULT_SOCKET } from '../base/about.ts'
+import type { Problem } from '../config/check.ts'
+import { loadConfig } from '../config/load.ts'
+import { printProblems, table } from './shared.ts'
+
+interface ClientOptions {
+  admin?: string
+  config?: string
+  json?: boolean
+}
+
+async function socketOf(options: ClientOptions): Promise<string> {
+  if (options.admin) return options.admin
+  if (!options.config) return DEFAULT_SOCKET
+  const loaded = await loadConfig(options.config)
+  return (loaded.ok && loaded.config.admin?.socket) || DEFAULT_SOCKET
+}
+
+async function ask(method: string, path: string, options: ClientOptions): Promise<Response | string> {
+  const socket = await socketOf(options)
+  try {
+    return await fetch(`http://sluice${path}`, { method, unix: socket } as RequestInit)
+  } catch (error) {
+    const code = (error as { code?: string }).code
+    const why =
+      code === 'EACCES'
+        ? 'not permitted (run it as root)'
+        : `no gateway answers there (${code ?? (error as Error).message})`
+    return `Cannot reach the gateway at ${socket}: ${why}`
+  }
+}
+
+export async function show(what: 'status' | 'routes' | 'connections', options: ClientOptions): Promise<number> {
+  const answer = await ask('GET', `/v1/${what}`, options)
+  if (typeof answer === 'string' || !answer.ok) return fail(typeof answer === 'string' ? answer : await answer.text())
+  const body = await answer.json()
+  process.stdout.write(options.json ? `${JSON.stringify(body, null, 2)}\n` : VIEWS[what](body as never))
+  return 0
+}
+
+export async function act(method: string, path: string, options: ClientOptions): Promise<number> {
+  const answer = await ask(method, path, options)
+  if (typeof answer === 'string') return fail(answer)
+  const body = (await answer.json()) as { error?: string; problems?: Problem[]; changes?: Record<string, string[]> }
+  if (options.json) process.stdout.write(`${JSON.stringify(body, null, 2)}\n`)
+  if (body.problems) {
+    process.stderr.write('sluice: refused; the running configuration is unchanged\n')
+    printProblems(body.problems)
+    return 2
+  }
+  if (!answer.ok) return fail(body.error ?? `status ${answer.status}`)
+  if (!options.json && body.changes)
+    process.stdout.write(
+      Object.entries(body.changes)
+        .map(([kind, names]) => `${kind}: ${names.length ? names.join(', ') : '-'}\n`)
+        .join(''),
+    )
+  return 0
+}
+
+function fail(message: string): number {
+  process.stderr.write(`sluice: ${message}\n`)
+  return 1
+}
+
+interface RouteView {
+  name: string
+  carrier: string
+  state: string
+  reason: string
+  connections: number
+  total: number
+  bytesIn: number
+  bytesOut: number
+  listens: { address: string | null; from: number; to: number }[]
+}
+
+const VIEWS = {
+  status: (status: Record<string, unknown>) => `${lines(status)}\n`,
+  routes: ({ routes }: { routes: RouteView[] }) =>
+    table(
+      ['ROUTE', 'LISTENS', 'CARRIER', 'STATE', 'NOW', 'TOTAL', 'IN', 'OUT', 'WHY'],
+      routes.map((route) => [
+        route.name,
+        route.listens
+          .map((one) => `${one.address ?? '*'}:${one.from === one.to ? one.from : `${one.from}-${one.to}`}`)
+          .join(','),
+        route.carrier,
+        route.state,
+        String(route.connections),
+        String(route.total),
+        size(route.bytesIn),
+        size(route.bytesOut),
+        route.reason,
+      ]),
+    ),
+  connections: ({ connections }: { connections: ConnectionRecord[] }) =>
+    table(
+      ['ID', 'ROUTE', 'CARRIER', 'CLIENT', 'LISTENER', 'TARGET', 'STATE', 'IN', 'OUT', 'SINCE'],
+      connections.map((one) => [
+        one.id,
+        one.route,
+        one.carrier,
+        one.client,
+        one.listener,
+        one.target ?? '-',
+        one.state,
+        size(one.bytesIn),
+        size(one.bytesOut),
+        one.openedAt,
+      ]),
+    ),
+}
+
+function lines(value: Record<string, unknown>, indent = ''): string {
+  return Object.entries(value)
+    .map(([name, item]) =>
+      item && typeof item === 'object' && !Array.isArray(item)
+        ? `${indent}${name}:\n${lines(item as Record<string, unknown>, `${indent}  `)}`
+        : `${indent}${name}: ${Array.isArray(item) ? item.join(', ') || '-' : (item ?? '-')}`,
+    )
+    .join('\n')
+}
+
+function size(bytes: number): string {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB']
+  const unit = Math.min(Math.floor(Math.log2(Math.max(bytes, 1)) / 10), units.length - 1)
+  return unit === 0 ? `${bytes} B` : `${(bytes / 2 ** (unit * 10)).toFixed(1)} ${units[unit]}`
+}

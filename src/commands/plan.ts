@@ -1,0 +1,74 @@
+// sluice plan: what a configuration would do, and nothing done.
+import { lookup } from 'node:dns/promises'
+import { canonicalIp, parseTarget } from '../base/addresses.ts'
+import { probeKernel, programVersion, renderDifference } from '../kernel/index.ts'
+import { emptyState } from '../plan/kernel-state.ts'
+import { plan } from '../plan/plan.ts'
+import { readConfig, table } from './shared.ts'
+
+export async function showPlan(options: { config?: string; json?: boolean }): Promise<number> {
+  const read = await readConfig(options.config)
+  if (!read.ok) return read.exitCode
+  const { config } = read
+  const resolved: Record<string, string[]> = {}
+  for (const target of config.routes.flatMap((route) =>
+    route.action.type === 'forward' ? route.action.targets : [],
+  )) {
+    const host = parseTarget(target.host)
+    if (host?.kind === 'name')
+      resolved[host.name] ??= await lookup(host.name, { all: true }).then(
+        (found) => found.map((entry) => canonicalIp(entry.address)).toSorted(),
+        () => [],
+      )
+  }
+  const { unusable } = await probeKernel()
+  const made = plan(config, {
+    kernelUnusable: unusable,
+    numbers: {},
+    numbersInUse: [],
+    resolved,
+    markBase: config.kernel?.markBase ?? 0x51000000,
+    programVersion,
+  })
+  const name = config.kernel?.table ?? 'sluice'
+  const commands = made.routes.some((route) => route.carrier === 'kernel')
+    ? renderDifference(name, emptyState(), made.kernel)
+    : []
+  if (options.json) {
+    const routes = made.routes.map(({ name, carrier, reason, number, required, listens }) => ({
+      name,
+      carrier,
+      reason,
+      number,
+      required,
+      listens,
+    }))
+    process.stdout.write(
+      `${JSON.stringify({ routes, listeners: made.listeners, elements: made.kernel, nft: commands }, null, 2)}\n`,
+    )
+    return 0
+  }
+  process.stdout.write(
+    table(
+      ['ROUTE', 'LISTENS', 'CARRIER', 'WHY'],
+      made.routes.map((route) => [
+        route.name,
+        route.listens
+          .map((one) => `${one.address ?? '*'}:${one.from === one.to ? one.from : `${one.from}-${one.to}`}`)
+          .join(','),
+        route.carrier,
+        route.reason,
+      ]),
+    ),
+  )
+  if (commands.length > 0)
+    process.stdout.write(
+      `\nElements of the nft program (table inet ${name}):\n${commands.map((command) => `  ${command}`).join('\n')}\n`,
+    )
+  const refused = made.routes.find((route) => route.required && route.carrier !== 'kernel')
+  if (refused) {
+    process.stderr.write(`sluice: route "${refused.name}" demands forwardingEngine 'nftables': ${refused.reason}\n`)
+    return 1
+  }
+  return 0
+}

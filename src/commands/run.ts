@@ -1,0 +1,42 @@
+// sluice run: the gateway in the foreground, with its signals.
+import { Control, GatewayError } from '../control.ts'
+import { readConfig } from './shared.ts'
+
+export async function run(options: { config?: string; check?: boolean }): Promise<number> {
+  const read = await readConfig(options.config)
+  if (!read.ok) return read.exitCode
+  if (options.check) {
+    process.stdout.write(`${read.path}: ${read.config.routes.length} routes, no problem\n`)
+    return 0
+  }
+  const control = new Control(read.config, { configFile: read.path })
+  const { log } = control
+  const stop = () => void control.stop()
+  process.on('SIGTERM', stop)
+  process.on('SIGINT', stop)
+  process.on('SIGHUP', async () => {
+    const result = await control.reload()
+    if (result.ok) log('info', 'Reloaded', result.changes)
+    else
+      for (const { path, message, remedy } of result.problems)
+        log('error', `Not reloaded: ${path}: ${message} (${remedy})`)
+  })
+  // An error that nobody expected: say where, close in order.
+  const failed = (error: unknown) => {
+    log('error', 'Uncaught error; stopping', { error: String((error as Error)?.stack ?? error) })
+    process.exitCode = 1
+    stop()
+  }
+  process.on('uncaughtException', failed)
+  process.on('unhandledRejection', failed)
+  try {
+    await control.start()
+  } catch (error) {
+    await control.done
+    if (!(error instanceof Error)) throw error
+    process.stderr.write(`sluice: ${error instanceof GatewayError ? error.message : (error.stack ?? error.message)}\n`)
+    return 1
+  }
+  await control.done
+  return (process.exitCode as number | undefined) ?? 0
+}

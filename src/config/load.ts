@@ -1,0 +1,122 @@
+// A configuration file → its checked contents. JSON is read; TypeScript is evaluated in a short-lived child process
+// (evaluate.ts), so that each reload sees fresh modules and a configuration that hangs or crashes takes nothing with it.
+import { access, readFile } from 'node:fs/promises'
+import { dirname, resolve } from 'node:path'
+import { check, type Checked, type Problem } from './check.ts'
+import type { Certificate, Config, Tls } from './schema.ts'
+
+/** A configuration that has not returned by then never will. */
+const EVALUATE_MS_MAX = 10_000
+/** 65,536 routes of a kilobyte. */
+const FILE_BYTES_MAX = 64 * 1024 * 1024
+
+export const DEFAULT_FILES = ['sluice.config.ts', '/etc/sluice/sluice.config.ts']
+
+/** The file to use: the one named, or the first default that exists. */
+export async function findConfig(named: string | undefined): Promise<string | undefined> {
+  if (named !== undefined) return resolve(named)
+  for (const file of DEFAULT_FILES) {
+    const path = resolve(file)
+    if (
+      await access(path).then(
+        () => true,
+        () => false,
+      )
+    )
+      return path
+  }
+  return undefined
+}
+
+export async function loadConfig(path: string): Promise<Checked> {
+  let input: unknown
+  try {
+    input = path.endsWith('.json') ? parseJson(await readFile(path, 'utf8')) : await evaluate(path)
+  } catch (error) {
+    return { ok: false, problems: [unreadable(path, error as NodeJS.ErrnoException)] }
+  }
+  const checked = check(input)
+  return checked.ok ? { ok: true, config: resolvePaths(checked.config, dirname(path)) } : checked
+}
+
+function unreadable(path: string, error: NodeJS.ErrnoException): Problem {
+  if (error.code === 'ENOENT' && error.path === path)
+    return {
+      path,
+      message: 'the file does not exist',
+      remedy: 'name another with --config, or write one with "sluice init"',
+    }
+  if (error.code === 'EACCES') return { path, message: 'the file may not be read', remedy: 'check its owner and mode' }
+  return {
+    path,
+    message: error.message.replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, '?').slice(0, 2000),
+    remedy: 'mend the file; "sluice init" writes one that works',
+  }
+}
+
+function parseJson(text: string): unknown {
+  if (text.length > FILE_BYTES_MAX) throw new Error(`is larger than ${FILE_BYTES_MAX} bytes`)
+  return JSON.parse(text)
+}
+
+async function evaluate(path: string): Promise<unknown> {
+  await access(path)
+  const child = Bun.spawn([process.execPath, ...selfArguments(), 'evaluate', path], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+    cwd: dirname(path),
+  })
+  const deadline = setTimeout(() => child.kill('SIGKILL'), EVALUATE_MS_MAX)
+  try {
+    const [out, err] = await Promise.all([limited(child.stdout), limited(child.stderr)])
+    const code = await child.exited
+    if (child.signalCode === 'SIGKILL') throw new Error(`did not return within ${EVALUATE_MS_MAX / 1000} s`)
+    if (code !== 0) throw new Error(err.trim() || `ended with exit code ${code}`)
+    return JSON.parse(out)
+  } finally {
+    clearTimeout(deadline)
+    child.kill('SIGKILL')
+  }
+}
+
+async function limited(stream: ReadableStream<Uint8Array>): Promise<string> {
+  const parts: Uint8Array[] = []
+  let bytes = 0
+  for await (const part of stream) {
+    bytes += part.length
+    if (bytes > FILE_BYTES_MAX) throw new Error(`printed more than ${FILE_BYTES_MAX} bytes`)
+    parts.push(part)
+  }
+  return Buffer.concat(parts).toString()
+}
+
+/** Arguments that make process.execPath this program: none when it is compiled, the main file when Bun runs it. */
+export function selfArguments(): string[] {
+  return Bun.main.startsWith('/$bunfs/') || Bun.main.startsWith('B:/') ? [] : [Bun.main]
+}
+
+/** File names in a configuration are relative to it. */
+function resolvePaths(config: Config, base: string): Config {
+  const at = (path: string) => resolve(base, path)
+  const certificate = (value: Certificate): Certificate =>
+    typeof value === 'string'
+      ? value
+      : 'cert' in value
+        ? { cert: at(value.cert), key: at(value.key) }
+        : { module: at(value.module) }
+  const tls = (value: Tls): Tls => ({
+    ...value,
+    ...(value.certificate === undefined ? {} : { certificate: certificate(value.certificate) }),
+    ...(value.clientCa === undefined ? {} : { clientCa: at(value.clientCa) }),
+    ...(value.upstream?.ca === undefined ? {} : { upstream: { ...value.upstream, ca: at(value.upstream.ca) } }),
+  })
+  return {
+    ...config,
+    routes: config.routes.map((route) => {
+      const { action } = route
+      if (action.type === 'forward' && action.tls) return { ...route, action: { ...action, tls: tls(action.tls) } }
+      if (action.type !== 'socket-handler') return route
+      const handler = typeof action.handler === 'string' ? at(action.handler) : action.handler
+      return { ...route, action: { ...action, handler, ...(action.tls ? { tls: tls(action.tls) } : {}) } }
+    }),
+  }
+}

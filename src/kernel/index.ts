@@ -1,0 +1,211 @@
+// The kernel plane's front door: the table that follows the plan, the flows that follow the kernel, and what an operator
+// does to one of them.
+import { FlowTable } from '../connections/flows.ts'
+import type { ConnectionRecord } from '../connections/record.ts'
+import type { CloseReason } from '../connections/reasons.ts'
+import { mark } from '../plan/kernel-state.ts'
+import type { KernelState } from '../plan/types.ts'
+import { Anchor } from './anchor.ts'
+import { ConntrackReader } from './conntrack.ts'
+import { resetPeers } from './cut.ts'
+import { nft } from './nft.ts'
+import { Ruleset } from './ruleset.ts'
+import { SETTINGS, Sysctl } from './sysctl.ts'
+
+export { programVersion, renderAll, renderDifference } from './program.ts'
+
+const MARK_MASK = 0xff000000
+/** Flows are compared with the kernel's own list this often, in case an event was missed without notice. */
+const RESYNC_MS = 60_000
+/** A listing younger than this is fresh enough for another look. */
+const FRESH_MS = 500
+
+type Log = (level: 'debug' | 'info' | 'warn' | 'error', message: string, fields?: Record<string, unknown>) => void
+
+export interface KernelOptions {
+  table: string
+  base: number
+  /** File that remembers the settings from before us. */
+  sysctlMemory: string
+  log: Log
+  /** A route became active, or stopped being so. */
+  changed(): void
+  flowOpened(route: string): void
+  flowSettled(record: ConnectionRecord): void
+}
+
+/** Why this machine cannot carry anything in the kernel; null when it can. */
+export async function probeKernel(): Promise<{ unusable: string | null; version: string | null }> {
+  try {
+    const version = await nft.version()
+    await nft.list('sluice_probe')
+    return { unusable: null, version }
+  } catch (error) {
+    const message = (error as Error).message
+    return {
+      unusable: /not permitted/i.test(message) ? 'the kernel plane needs CAP_NET_ADMIN (root)' : message,
+      version: null,
+    }
+  }
+}
+
+export class KernelPlane {
+  readonly ruleset: Ruleset
+  readonly flows: FlowTable
+  readonly #names = new Map<number, string>()
+  readonly #sysctl: Sysctl
+  readonly #anchor: Anchor
+  #reader: ConntrackReader | undefined
+  #resyncTimer: ReturnType<typeof setInterval> | undefined
+  #dump: Promise<void> | null = null
+  #dumpAgain = false
+  #freshAt = 0
+  #started = false
+  /** Times that the kernel dropped events because we were too slow. */
+  lost = 0
+
+  constructor(private readonly options: KernelOptions) {
+    this.#sysctl = new Sysctl(options.sysctlMemory)
+    this.#anchor = new Anchor(options.table, options.log)
+    this.ruleset = new Ruleset({
+      table: options.table,
+      base: options.base,
+      nft,
+      log: options.log,
+      changed: options.changed,
+    })
+    this.flows = new FlowTable(MARK_MASK, (number) => this.routeName(number), {
+      opened: (slot) => options.flowOpened(this.routeName(this.flows.number(slot))),
+      settled: (record) => options.flowSettled(record),
+      lost: () => {
+        this.lost++
+        options.log('warn', 'The kernel dropped conntrack events; reading the table again', { lost: this.lost })
+        void this.resync()
+      },
+      dumped: (request, error) => this.#reader?.dumped(request, error),
+      nftChanged: (pid) => this.ruleset.notified(pid),
+    })
+  }
+
+  routeName(number: number) {
+    return this.#names.get(number) ?? `#${number}`
+  }
+
+  /** Names of the numbers of a plan; names of routes that are gone are kept, their flows may live on. */
+  learn(numbers: Record<string, number>) {
+    for (const [name, number] of Object.entries(numbers)) this.#names.set(number, name)
+  }
+
+  /** Takes over what an earlier life left: anchor up, table and flows read. Resolves to the numbers found there. */
+  async start(): Promise<{ numbers: Record<string, number>; numbersInUse: number[]; hadTable: boolean }> {
+    this.#started = true
+    // The anchor before anything else: from here on even a deleted table resets no flow.
+    await this.#anchor.start()
+    this.#reader = await ConntrackReader.start({
+      base: this.options.base,
+      mask: MARK_MASK,
+      table: this.options.table,
+      onMessage: (message) => this.flows.ingest(message),
+      onEnd: () => this.options.log('error', 'The conntrack reader has ended; kernel flows are no longer seen'),
+    })
+    const found = await this.ruleset.adopt()
+    const numbers: Record<string, number> = {}
+    for (const [key, element] of Object.entries(found?.routes ?? {}))
+      if (element.comment) numbers[element.comment] = (Number(key) & ~MARK_MASK) >>> 0
+    this.learn(numbers)
+    await this.resync()
+    this.#resyncTimer = setInterval(() => void this.resync(), RESYNC_MS)
+    return { numbers, numbersInUse: [...this.flows.numbers().keys()], hadTable: found !== null }
+  }
+
+  /** The machine's settings for forwarding; each change is logged, and put back by stop. */
+  async prepare() {
+    const { changed, failed } = await this.#sysctl.apply(SETTINGS)
+    for (const { name, from, to, why } of changed) this.options.log('info', `Set ${name} = ${to} (was ${from}): ${why}`)
+    for (const { name, message } of failed) this.options.log('warn', `Cannot set ${name}: ${message}`)
+  }
+
+  /** Wants the plan's elements in the kernel; resolves when they are, rejects with the first failure. The loop goes on either way. */
+  apply(state: KernelState): Promise<void> {
+    return this.ruleset.want(state)
+  }
+
+  isActive(number: number) {
+    return this.ruleset.isActive(mark(this.options.base, number))
+  }
+
+  // ---- flows ----
+
+  /** Compares the flows with the kernel's own list. One dump at a time; a wish during one is served by the next. */
+  resync(): Promise<void> {
+    if (this.#dump) {
+      this.#dumpAgain = true
+      return this.#dump
+    }
+    this.#dump = this.#resync().finally(() => {
+      this.#dump = null
+    })
+    return this.#dump
+  }
+
+  async #resync() {
+    do {
+      this.#dumpAgain = false
+      this.flows.beginDump()
+      await this.#reader?.dump().catch((error: Error) => this.options.log('warn', error.message))
+      this.#freshAt = performance.now()
+    } while (this.#dumpAgain && this.#reader)
+  }
+
+  /** Byte counts of all flows, at most half a second old. */
+  async fresh() {
+    if (performance.now() - this.#freshAt > FRESH_MS && this.flows.size > 0) await this.resync()
+  }
+
+  /** Ends one flow at both ends. false: there is no such flow. */
+  close(id: string, reason: CloseReason): boolean {
+    const slot = this.flows.slotOf(id)
+    if (slot === undefined) return false
+    this.#cut(slot, reason)
+    return true
+  }
+
+  closeRoute(number: number, reason: CloseReason): number {
+    const slots = this.flows.slotsOf(number)
+    for (const slot of slots) this.#cut(slot, reason)
+    return slots.length
+  }
+
+  #cut(slot: number, reason: CloseReason) {
+    const native = this.flows.native(slot)
+    if (this.#reader?.read(native)) this.flows.count(slot, native)
+    this.#reader?.delete(native)
+    resetPeers(native)
+    this.flows.end(slot, reason, Date.now())
+  }
+
+  // ---- end ----
+
+  /** keep: the table and its flows stay as they are. remove: the table goes and live flows are cut. */
+  async stop(onStop: 'keep' | 'remove', graceMs: number): Promise<void> {
+    if (!this.#started) return
+    clearInterval(this.#resyncTimer)
+    if (onStop === 'remove') {
+      await this.ruleset.empty().catch(() => {})
+      await this.#settleWithin(graceMs)
+      for (const number of this.flows.numbers().keys()) this.closeRoute(number, 'drained')
+    }
+    await this.ruleset.stop(onStop).catch((error: Error) => this.options.log('warn', error.message))
+    this.#reader?.stop()
+    this.#reader = undefined
+    await this.#anchor.stop()
+    if (onStop === 'remove')
+      for (const { name, to } of await this.#sysctl.restore())
+        this.options.log('info', `Set ${name} = ${to}, as it was`)
+  }
+
+  async #settleWithin(graceMs: number) {
+    const until = performance.now() + graceMs
+    while (this.flows.size > 0 && performance.now() < until) await Bun.sleep(20)
+  }
+}

@@ -1,0 +1,92 @@
+// The admin API: HTTP over a unix socket. It answers with what control tells it and hands control what it is told; the
+// command line is its client.
+import { chmod, mkdir, rm } from 'node:fs/promises'
+import { connect } from 'node:net'
+import { dirname } from 'node:path'
+import type { Problem } from '../config/check.ts'
+import type { ConnectionRecord } from '../connections/record.ts'
+
+/** What control lets the API see and do. */
+export interface Gateway {
+  status(): Promise<Record<string, unknown>>
+  routes(): Promise<Record<string, unknown>[]>
+  connections(): Promise<ConnectionRecord[]>
+  close(id: string): Promise<boolean>
+  reload(): Promise<ReloadResult>
+  setRoutes(routes: unknown): Promise<ReloadResult>
+  stop(): void
+}
+
+export type ReloadResult = { ok: true; changes: Record<string, string[]> } | { ok: false; problems: Problem[] }
+
+const BODY_BYTES_MAX = 64 * 1024 * 1024
+/** bind(2): sun_path is 108 bytes. */
+const PATH_BYTES_MAX = 107
+
+export class AdminServer {
+  #server: ReturnType<typeof Bun.serve> | undefined
+  constructor(
+    private readonly path: string,
+    private readonly gateway: Gateway,
+  ) {}
+
+  async start() {
+    if (Buffer.byteLength(this.path) > PATH_BYTES_MAX)
+      throw new Error(`Cannot listen on ${this.path}: a unix socket's path has at most ${PATH_BYTES_MAX} bytes`)
+    await mkdir(dirname(this.path), { recursive: true, mode: 0o755 })
+    if (await answers(this.path))
+      throw new Error(`Cannot listen on ${this.path}: another sluice answers there; stop it, or set admin.socket`)
+    // A socket nobody answers on is what a killed gateway left.
+    await rm(this.path, { force: true })
+    const { gateway } = this
+    const act = (result: ReloadResult) =>
+      Response.json(result.ok ? { changes: result.changes } : { problems: result.problems }, {
+        status: result.ok ? 200 : 422,
+      })
+    this.#server = Bun.serve({
+      unix: this.path,
+      maxRequestBodySize: BODY_BYTES_MAX,
+      routes: {
+        '/v1/status': { GET: async () => Response.json(await gateway.status()) },
+        '/v1/routes': {
+          GET: async () => Response.json({ routes: await gateway.routes() }),
+          PUT: async (request) => {
+            const body = await request.json().catch(() => undefined)
+            const routes = Array.isArray(body) ? body : (body as { routes?: unknown } | undefined)?.routes
+            return act(await gateway.setRoutes(routes))
+          },
+        },
+        '/v1/connections': { GET: async () => Response.json({ connections: await gateway.connections() }) },
+        '/v1/connections/:id': {
+          DELETE: async (request) =>
+            (await gateway.close(request.params.id))
+              ? Response.json({ closed: request.params.id })
+              : Response.json({ error: `no connection ${request.params.id}` }, { status: 404 }),
+        },
+        '/v1/reload': { POST: async () => act(await gateway.reload()) },
+        '/v1/stop': {
+          POST: () => {
+            gateway.stop()
+            return Response.json({ stopping: true }, { status: 202 })
+          },
+        },
+      },
+      fetch: () => Response.json({ error: 'not found' }, { status: 404 }),
+      error: (error) => Response.json({ error: error.message }, { status: 500 }),
+    })
+    await chmod(this.path, 0o660)
+  }
+
+  async stop() {
+    await this.#server?.stop(true)
+    await rm(this.path, { force: true })
+  }
+}
+
+function answers(path: string): Promise<boolean> {
+  const { promise, resolve } = Promise.withResolvers<boolean>()
+  const socket = connect(path)
+  socket.once('connect', () => resolve(true))
+  socket.once('error', () => resolve(false))
+  return promise.finally(() => socket.destroy())
+}

@@ -1,0 +1,163 @@
+// Control's view of its worker process: start it, pass it descriptors and plans, start the next one when it dies. The
+// listening sockets are control's, so their backlog waits meanwhile and nobody is refused.
+import { readFile } from 'node:fs/promises'
+import { Channel, closeEnds, openEnds } from './channel/channel.ts'
+import type { ToControl, ToWorker, WorkerPlan } from './channel/messages.ts'
+import { selfArguments } from './config/load.ts'
+import { WORKER_ENVIRONMENT, type WorkerStart } from './worker.ts'
+
+/** A worker that dies younger than this is restarted with growing pauses. */
+const YOUNG_MS = 5000
+const RESTART_MS_MAX = 5000
+const SAMPLE_MS_MAX = 2000
+
+export interface SupervisorOptions {
+  configFile?: string
+  onMessage(message: ToControl): void
+  /** The worker with these ids has ended although nobody asked it to. */
+  onDeath(idPrefix: string, how: string): void
+}
+
+export class Supervisor {
+  #channel: Channel<ToWorker, ToControl> | undefined
+  #child: Bun.Subprocess | undefined
+  #plan: WorkerPlan | undefined
+  /** tag → descriptor of every listener there is: a new worker gets them all. */
+  #descriptors = new Map<number, number>()
+  #sent = new Set<number>()
+  #sending = Promise.resolve()
+  #generation = 0
+  #restart: ReturnType<typeof setTimeout> | undefined
+  #restartMs = 0
+  #stopping = false
+  #stopped: (() => void) | undefined
+  #samples = new Map<number, (counts: Sampled['counts']) => void>()
+  #nextSample = 1
+  pid: number | null = null
+  uid: number | null = null
+  restarts = 0
+
+  constructor(private readonly options: SupervisorOptions) {}
+
+  async start(): Promise<void> {
+    const ends = openEnds()
+    const idPrefix = `u${Math.floor(Date.now() / 1000).toString(36)}${(this.#generation++).toString(36)}-`
+    const start: WorkerStart = { idPrefix, configFile: this.options.configFile, user: await workerUser() }
+    const startedAt = performance.now()
+    const child = Bun.spawn([process.execPath, ...selfArguments(), 'worker'], {
+      stdio: ['ignore', 'inherit', 'inherit', ends.theirs.lines, ends.theirs.descriptors],
+      env: { ...process.env, [WORKER_ENVIRONMENT]: JSON.stringify(start) },
+      cwd: '/',
+    })
+    closeEnds(ends.theirs)
+    this.#child = child
+    this.#sent.clear()
+    this.pid = child.pid
+    this.#channel = await Channel.open<ToWorker, ToControl>(
+      ends.ours,
+      (message) => this.#onMessage(message),
+      () => child.kill('SIGKILL'),
+    )
+    void child.exited.then(() => this.#onExit(child, idPrefix, performance.now() - startedAt))
+    if (this.#plan) this.#send()
+  }
+
+  #onMessage(message: ToControl) {
+    if (message.type === 'ready') this.uid = message.uid
+    if (message.type === 'stopped') this.#stopped?.()
+    if (message.type === 'sampled') {
+      this.#samples.get(message.request)?.(message.counts)
+      this.#samples.delete(message.request)
+    }
+    this.options.onMessage(message)
+  }
+
+  #onExit(child: Bun.Subprocess, idPrefix: string, ageMs: number) {
+    if (this.#child !== child) return
+    this.#channel?.close()
+    this.#channel = undefined
+    this.pid = null
+    for (const answer of this.#samples.values()) answer([])
+    this.#samples.clear()
+    this.#stopped?.()
+    if (this.#stopping) return
+    this.options.onDeath(idPrefix, child.signalCode ? `by ${child.signalCode}` : `with exit code ${child.exitCode}`)
+    this.restarts++
+    this.#restartMs = ageMs > YOUNG_MS ? 0 : Math.min(Math.max(this.#restartMs * 2, 100), RESTART_MS_MAX)
+    // The first death is answered at once: the backlog waits.
+    this.#restart = setTimeout(() => void this.start(), this.restarts === 1 ? 0 : this.#restartMs)
+  }
+
+  /** The whole plan, and the descriptors of its listeners by tag. */
+  apply(plan: WorkerPlan, descriptors: Map<number, number>) {
+    this.#plan = plan
+    this.#descriptors = descriptors
+    for (const tag of this.#sent) if (!descriptors.has(tag)) this.#sent.delete(tag)
+    this.#send()
+  }
+
+  #send() {
+    const channel = this.#channel
+    if (!channel) return
+    // In order: the descriptors of one plan before its line, plans one after another.
+    this.#sending = this.#sending.then(async () => {
+      if (channel !== this.#channel || !this.#plan) return
+      const fresh = [...this.#descriptors].filter(([tag]) => !this.#sent.has(tag))
+      for (const [tag] of fresh) this.#sent.add(tag)
+      await channel.sendDescriptors(fresh, { type: 'descriptors' }).catch(() => channel.close())
+      channel.send({ type: 'plan', plan: this.#plan })
+    })
+  }
+
+  send(message: ToWorker) {
+    this.#channel?.send(message)
+  }
+
+  /** Byte counts of the live connections; empty when the worker does not answer in time. */
+  sample(): Promise<Sampled['counts']> {
+    if (!this.#channel) return Promise.resolve([])
+    const request = this.#nextSample++
+    const { promise, resolve } = Promise.withResolvers<Sampled['counts']>()
+    const timer = setTimeout(() => {
+      this.#samples.delete(request)
+      resolve([])
+    }, SAMPLE_MS_MAX)
+    this.#samples.set(request, (counts) => {
+      clearTimeout(timer)
+      resolve(counts)
+    })
+    this.#channel.send({ type: 'sample', request })
+    return promise
+  }
+
+  async stop(graceMs: number): Promise<void> {
+    this.#stopping = true
+    clearTimeout(this.#restart)
+    const child = this.#child
+    if (!child || !this.#channel) return
+    const { promise, resolve } = Promise.withResolvers<void>()
+    this.#stopped = resolve
+    const timer = setTimeout(resolve, graceMs + 1000)
+    this.#channel.send({ type: 'stop', graceMs })
+    await promise
+    clearTimeout(timer)
+    this.#channel?.close()
+    const killer = setTimeout(() => child.kill('SIGKILL'), 500)
+    await child.exited
+    clearTimeout(killer)
+  }
+}
+
+type Sampled = Extract<ToControl, { type: 'sampled' }>
+
+/** The system user "sluice" that `make install` makes, else "nobody". */
+async function workerUser(): Promise<{ uid: number; gid: number } | null> {
+  if (process.getuid!() !== 0) return null
+  const users = new Map(
+    (await readFile('/etc/passwd', 'utf8').catch(() => ''))
+      .split('\n')
+      .map((line) => [line.split(':')[0]!, line.split(':')]),
+  )
+  const entry = users.get('sluice') ?? users.get('nobody')
+  return entry ? { uid: Number(entry[2]), gid: Number(entry[3]) } : null
+}

@@ -1,0 +1,91 @@
+// The worker process: everything that touches a byte from the network. It gives up root first, then takes listening
+// descriptors and plans from control and reports what becomes of the connections. When control goes, it goes.
+import { Channel } from './channel/channel.ts'
+import type { ToControl, ToWorker } from './channel/messages.ts'
+import { native } from './base/native.ts'
+import { UserPlane } from './user/index.ts'
+
+/** How control tells a worker who it is; one JSON object in this variable of the environment. */
+export const WORKER_ENVIRONMENT = 'SLUICE_WORKER'
+/** Where its ends of the channel are. */
+export const WORKER_ENDS = { lines: 3, descriptors: 4 }
+
+export interface WorkerStart {
+  idPrefix: string
+  configFile?: string
+  user: { uid: number; gid: number } | null
+}
+
+export async function runWorker(): Promise<void> {
+  const start = JSON.parse(process.env[WORKER_ENVIRONMENT] ?? '{}') as WorkerStart
+  native().sluice_raise_nofile()
+  const warning = dropPrivileges(start.user)
+
+  const descriptors = new Map<number, number>()
+  let applying = Promise.resolve()
+  const channel = await Channel.open<ToControl, ToWorker>(WORKER_ENDS, onMessage, () => process.exit(0))
+  const log = (level: 'debug' | 'info' | 'warn' | 'error', message: string, fields?: Record<string, unknown>) =>
+    channel.send({ type: 'log', level, message, fields })
+  const plane = new UserPlane(
+    { report: (events) => channel.send({ type: 'connections', ...events }), log },
+    { idPrefix: start.idPrefix, configFile: start.configFile },
+  )
+
+  // A bug in one connection must not end all the others: it is logged with its place, and the process goes on.
+  process.on('uncaughtException', (error) =>
+    log('error', 'Uncaught error in the worker', { error: String(error?.stack ?? error) }),
+  )
+  process.on('unhandledRejection', (error) =>
+    log('error', 'Unhandled rejection in the worker', { error: String((error as Error)?.stack ?? error) }),
+  )
+  // Control decides when a worker stops; a terminal's Ctrl-C reaches the whole process group.
+  process.on('SIGINT', () => {})
+  process.on('SIGTERM', () => {})
+
+  channel.send({ type: 'ready', pid: process.pid, uid: process.getuid!() })
+  if (warning) log('warn', warning)
+
+  function onMessage(message: ToWorker) {
+    switch (message.type) {
+      case 'descriptors':
+        for (const [tag, fd] of channel.takeDescriptors()) descriptors.set(tag, fd)
+        return
+      case 'plan': {
+        const given = new Map(descriptors)
+        descriptors.clear()
+        // One after another: a plan is whole, the last one counts.
+        applying = applying.then(async () => {
+          const problems = await plane.apply(message.plan, given)
+          channel.send({ type: 'applied', generation: message.plan.generation, problems })
+        })
+        return
+      }
+      case 'close':
+        plane.close(message.id, message.reason)
+        return
+      case 'drain':
+        plane.drain(message.route, message.deadlineMs)
+        return
+      case 'sample':
+        channel.send({ type: 'sampled', request: message.request, counts: plane.sample() })
+        return
+      case 'stop':
+        void plane.stop(message.graceMs).then(() => channel.send({ type: 'stopped' }))
+        return
+    }
+  }
+}
+
+/** Gives up root for good. Returns a warning when it cannot. */
+function dropPrivileges(user: WorkerStart['user']): string | null {
+  if (process.getuid!() !== 0) return null
+  if (!user) return 'The worker runs as root: this machine has no other user for it'
+  try {
+    process.setgroups!([])
+    process.setgid!(user.gid)
+    process.setuid!(user.uid)
+    return null
+  } catch (error) {
+    return `The worker runs as root: ${(error as Error).message} (no second user id here)`
+  }
+}
