@@ -32,3 +32,33 @@ export const ISSUED_CERTIFICATE_DAYS = 397
 
 /** Life of the local authority: it is installed by hand in every client's trust store, so it outlives the gateway's hardware. */
 export const AUTHORITY_DAYS = 3653
+
+/** Grid of the user plane's deadlines. They are seconds to hours long: a tenth of a second more does not matter. */
+export const TIMER_TICK_MS = 100
+
+/** How long connection events are collected before they are reported: short for a person, long for a storm (about 50 connections). */
+export const REPORT_INTERVAL_MS = 5
+
+/** Held for a target that is not connected yet; what a browser sends before it needs an answer fits. Above: the client is not read any further. */
+export const PENDING_BYTES_MAX = 64 * 1024
+
+/** Targets tried for one connection; each may cost the whole connect timeout. Above: the connection ends with the last one's reason. */
+export const DIAL_TARGETS_MAX = 8
+
+/** Addresses tried of one name. Above: the rest of the resolver's answer is ignored. */
+export const DIAL_ADDRESSES_MAX = 4
+
+/** Clients remembered by one rate limit, about 100 bytes each. Above: the one that came first is forgotten, and may come again. */
+export const RATE_CLIENTS_MAX = 65_536
+
+/** Descriptors kept for everything that is no connection: libraries, listeners, the channel, DNS, files of handlers. */
+export const DESCRIPTORS_RESERVED = 64
+
+/** Loading a handler module. Above: the route reports a problem and its connections end with handler_failed. */
+export const HANDLER_LOAD_MS_MAX = 10_000
+
+/** Bytes a handler may have read ahead for it, and may have written ahead of the network, before it has to wait. */
+export const HANDLER_BUFFER_BYTES = 64 * 1024
+
+/** One line a second and route about failing handlers and handshakes. Above: counted, and said with the next line. */
+export const ROUTE_LOG_INTERVAL_MS = 1000

@@ -1,0 +1,34 @@
+// What is done with a connection whose route is known. The one place where the parts of the room are put together.
+import { native } from '../base/native.ts'
+import type { Connection } from './connection.ts'
+import { Dial } from './dial.ts'
+import { runHandler } from './handlers.ts'
+import { opening } from './opening.ts'
+import { pair } from './pair.ts'
+import { answerRedirect } from './redirect.ts'
+import { relay } from './relay.ts'
+import { encryptTarget, terminateTls } from './terminate.ts'
+
+export function carry(connection: Connection) {
+  const route = connection.route!
+  const { keepAlive } = route.plan
+  if (keepAlive)
+    native().sluice_keepalive(connection.client.socket!.fd, keepAlive.idleS, keepAlive.intervalS, keepAlive.count)
+  if (route.terminates) terminateTls(connection, act)
+  else act(connection)
+}
+
+function act(connection: Connection) {
+  const { action } = connection.route!.plan
+  connection.client.consumer = opening
+  if (action.type === 'forward') new Dial(connection, targetOpen).next()
+  else if (action.type === 'handler') runHandler(connection)
+  else if (action.type === 'redirect') answerRedirect(connection)
+}
+
+function targetOpen(connection: Connection) {
+  const { plan, tls } = connection.route!
+  if (tls?.mode === 'terminate-and-reencrypt') encryptTarget(connection, pair)
+  else if (plan.carrier === 'splice' && relay(connection)) return
+  else pair(connection)
+}

@@ -1,0 +1,224 @@
+// The life of one connection: accepted, admitted to a route, carried, settled. It owns both ends, the one deadline, and
+// whatever carries it at the moment; settle() is the only way out, works once, and leaves nothing behind.
+import { formatEnd, ipBytes } from '../base/addresses.ts'
+import type { ConnectionRecord } from '../connections/record.ts'
+import type { CloseReason } from '../connections/reasons.ts'
+import type { Slot } from './balance.ts'
+import { End, type Consumer, type Owner } from './end.ts'
+import type { Reported, Reporter } from './report.ts'
+import type { LiveRoute } from './route.ts'
+import { refusalFor } from './security.ts'
+import { Timed, type Timers } from './timers.ts'
+
+/** What a connection needs of the plane it lives in. */
+export interface Services {
+  readonly timers: Timers
+  readonly reporter: Reporter
+  readonly table: Map<string, Connection>
+  readonly log: (level: 'debug' | 'info' | 'warn' | 'error', message: string, fields?: Record<string, unknown>) => void
+  nextId(): string
+  /** A connection is gone. */
+  left(): void
+}
+
+/** What carries the connection besides its two ends: a dial, a handler, the relay. */
+export interface Attachment {
+  /** The connection is settling: let go of everything at once. */
+  release(reason: CloseReason): void
+  /** The operator or a deadline wants it over. true: settle() comes later, with the final counts. */
+  close?(reason: CloseReason): boolean
+  counts?(): { bytesIn: number; bytesOut: number } | undefined
+  /** The client sent FIN while its bytes are still held. */
+  clientEnded?(): void
+}
+
+/** Shared functions, so that a deadline costs no closure. */
+export type OnDeadline = (connection: Connection) => void
+
+export class Connection extends Timed implements Owner, Reported {
+  readonly id: string
+  readonly client: End
+  target: End | null = null
+  route: LiveRoute | null = null
+  slot: Slot | null = null
+  attachment: Attachment | null = null
+  carrier: 'splice' | 'user' = 'user'
+  state: ConnectionRecord['state'] = 'opening'
+  reason: CloseReason | undefined
+  serverName: string | undefined
+  tls: ConnectionRecord['tls']
+  targetName: string | null = null
+  /** On the timers' clock: the last byte in either direction. */
+  activeAt: number
+  announced = false
+  changed = false
+  settled = false
+  readonly openedAt = Date.now()
+  #closedAt = 0
+  #bytes: { bytesIn: number; bytesOut: number } | undefined
+  #onDeadline: OnDeadline | null = null
+  #clientBytes: Uint8Array | undefined
+
+  constructor(
+    readonly services: Services,
+    readonly clientIp: string,
+    readonly clientPort: number,
+    /** Where the client connected to. */
+    readonly listener: string,
+    readonly port: number,
+    consumer: Consumer,
+  ) {
+    super()
+    this.id = services.nextId()
+    this.client = new End(this, consumer)
+    this.activeAt = services.timers.now
+    services.table.set(this.id, this)
+  }
+
+  /** The 4 or 16 bytes of the client's address, for lists; most routes have none. */
+  readonly clientBytes = () => (this.#clientBytes ??= ipBytes(this.clientIp))
+
+  // ---- admission ----
+
+  /** Checks the route's lists and limits. false: refused and gone, without a record. From here on the connection has one. */
+  admit(route: LiveRoute): boolean {
+    const refused = refusalFor(route, this.clientIp, this.clientBytes, this.openedAt)
+    if (refused !== undefined) this.services.reporter.refused(route.name, refused)
+    if (route.plan.action.type === 'block') this.services.reporter.refused(route.name, 'blocked')
+    if ((refused !== undefined && !route.rules.observe) || route.plan.action.type === 'block') {
+      this.discard()
+      return false
+    }
+    this.route = route
+    route.counters.enter(this.clientIp)
+    this.services.reporter.opened(this)
+    return true
+  }
+
+  /** Ends a connection that never got a record. */
+  discard() {
+    this.settled = true
+    this.#leave()
+    this.client.reset()
+    this.services.left()
+  }
+
+  // ---- the one deadline ----
+
+  arm(ms: number, onDeadline: OnDeadline) {
+    this.#onDeadline = onDeadline
+    this.services.timers.arm(this, ms)
+  }
+
+  disarm() {
+    this.services.timers.disarm(this)
+  }
+
+  override expired() {
+    this.#onDeadline?.(this)
+  }
+
+  touch() {
+    this.activeAt = this.services.timers.now
+  }
+
+  /** Milliseconds since the last byte. */
+  get idleMs() {
+    return this.services.timers.now - this.activeAt
+  }
+
+  // ---- what is known ----
+
+  setState(state: ConnectionRecord['state']) {
+    if (this.state === state || this.settled) return
+    this.state = state
+    this.services.reporter.changed(this)
+  }
+
+  update() {
+    this.services.reporter.changed(this)
+  }
+
+  counts() {
+    return this.#bytes ?? this.attachment?.counts?.() ?? { bytesIn: this.client.received, bytesOut: this.client.sent }
+  }
+
+  record(): ConnectionRecord {
+    const { bytesIn, bytesOut } = this.counts()
+    const record: ConnectionRecord = {
+      id: this.id,
+      route: this.route?.name ?? '',
+      carrier: this.carrier,
+      client: formatEnd(this.clientIp, this.clientPort),
+      listener: this.listener,
+      target: this.targetName,
+      state: this.state,
+      openedAt: new Date(this.openedAt).toISOString(),
+      bytesIn,
+      bytesOut,
+    }
+    if (this.serverName !== undefined) record.serverName = this.serverName
+    if (this.tls) record.tls = this.tls
+    if (this.settled) {
+      record.closedAt = new Date(this.#closedAt).toISOString()
+      if (this.reason) record.reason = this.reason
+    }
+    return record
+  }
+
+  // ---- the end ----
+
+  /** Ends it now with RST both ways; a carrier in native code answers with its final counts first. */
+  cut(reason: CloseReason) {
+    if (this.settled) return
+    if (this.attachment?.close?.(reason)) this.setState('closing')
+    else this.settle(reason)
+  }
+
+  /** Over. `orderly` sockets are closed, so that what the kernel has accepted still arrives; else they are reset. Once. */
+  settle(reason: CloseReason, orderly = false) {
+    if (this.settled) return
+    this.#bytes = this.counts()
+    this.settled = true
+    this.state = 'closed'
+    this.reason = reason
+    this.#closedAt = Date.now()
+    const { attachment } = this
+    this.attachment = null
+    attachment?.release(reason)
+    for (const end of [this.client, this.target]) {
+      if (!end) continue
+      end.takeHeld()
+      if (orderly) end.close()
+      else end.reset()
+    }
+    this.#leave()
+    this.services.reporter.settled(this)
+    this.services.left()
+  }
+
+  #leave() {
+    this.disarm()
+    this.services.table.delete(this.id)
+    this.route?.counters.leave(this.clientIp)
+    if (this.slot) this.slot.active--
+    this.slot = null
+  }
+
+  /** For what a client can cause at will: at most a line a second and route. */
+  log(level: 'debug' | 'info' | 'warn' | 'error', message: string, fields?: Record<string, unknown>) {
+    const line = this.route ? this.route.logLine(message, this.services.timers.now) : message
+    if (line !== undefined) this.services.log(level, line, { id: this.id, route: this.route?.name, ...fields })
+  }
+
+  crashed(error: unknown) {
+    this.services.log('error', 'A connection ended by a mistake in the gateway', {
+      id: this.id,
+      error: error instanceof Error ? (error.stack ?? error.message) : String(error),
+    })
+    this.settle('internal_error')
+  }
+}
+
+/** The connection an end belongs to. */
+export const of = (end: End) => end.owner as Connection

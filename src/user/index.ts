@@ -1,0 +1,243 @@
+// The user plane of one worker: what listens, which routes there are, and every connection it carries. The front door of this
+// room; worker.ts gives it plans and descriptors and hears what became of each connection.
+import type { Socket } from 'bun'
+import { native } from '../base/native.ts'
+import { DESCRIPTORS_RESERVED } from '../base/limits.ts'
+import type { ToControl, WorkerPlan } from '../channel/messages.ts'
+import type { ConnectionEvents } from '../connections/record.ts'
+import type { CloseReason } from '../connections/reasons.ts'
+import { Connection, type Services } from './connection.ts'
+import type { End } from './end.ts'
+import { Listener, plainIp } from './listen.ts'
+import { opening } from './opening.ts'
+import { chooseUnread, peek } from './peek.ts'
+import { leaveRelay, useRelay } from './relay.ts'
+import { Reporter } from './report.ts'
+import { LiveRoute } from './route.ts'
+import { Counters } from './security.ts'
+import { Timed, Timers } from './timers.ts'
+
+export type Log = (
+  level: 'debug' | 'info' | 'warn' | 'error',
+  message: string,
+  fields?: Record<string, unknown>,
+) => void
+export type Problem = { route: string; message: string }
+type Sample = (ToControl & { type: 'sampled' })['counts'][number]
+
+/** What one connection may cost: both sockets, and the two pipes of the relay. */
+const DESCRIPTORS_EACH = { user: 2, splice: 6 }
+
+export class UserPlane implements Services {
+  readonly timers = new Timers()
+  readonly table = new Map<string, Connection>()
+  readonly reporter: Reporter
+  readonly log: Log
+  readonly #idPrefix: string
+  readonly #configFile: string | undefined
+  readonly #listeners = new Map<string, Listener>()
+  readonly #deadlines = new Set<Drain>()
+  #routes = new Map<string, LiveRoute>()
+  #ids = 0
+  #connectionsMax = Infinity
+  #applying: Promise<unknown> = Promise.resolve()
+  #stopped: PromiseWithResolvers<void> | undefined
+
+  constructor(
+    out: { report(events: ConnectionEvents): void; log: Log },
+    options: { idPrefix: string; configFile?: string },
+  ) {
+    this.reporter = new Reporter((events) => out.report(events))
+    this.log = (level, message, fields) => out.log(level, message, fields)
+    this.#idPrefix = options.idPrefix
+    this.#configFile = options.configFile
+    useRelay()
+  }
+
+  get size() {
+    return this.table.size
+  }
+
+  /** Carries out the whole of a plan, one after the other. Answers what could not be carried out; the rest serves. */
+  apply(plan: WorkerPlan, descriptors: Map<number, number>): Promise<Problem[]> {
+    const done = this.#applying.then(() => this.#apply(plan, descriptors))
+    this.#applying = done.catch(() => {})
+    return done
+  }
+
+  async #apply(plan: WorkerPlan, descriptors: Map<number, number>): Promise<Problem[]> {
+    const problems: Problem[] = []
+    if (this.#stopped) {
+      for (const fd of descriptors.values()) native().sluice_close(fd)
+      return problems
+    }
+    const routes = new Map<string, LiveRoute>()
+    await Promise.all(
+      plan.routes.map(async (user) => {
+        const before = this.#routes.get(user.name)
+        const same = before && Bun.deepEquals(before.plan, user)
+        const route = same ? before : new LiveRoute(user, before?.counters ?? new Counters())
+        if (!same)
+          for (const message of await route.prepare(this.#configFile)) problems.push({ route: user.name, message })
+        const message = route.setCertificate(plan.certificates[user.name])
+        if (message !== undefined) problems.push({ route: user.name, message })
+        routes.set(user.name, route)
+      }),
+    )
+    this.#routes = routes
+    this.#listen(plan, descriptors, problems)
+    return problems
+  }
+
+  #listen(plan: WorkerPlan, descriptors: Map<number, number>, problems: Problem[]) {
+    // The soft limit is what the kernel refuses at; a plane that reaches it could not even accept in order to refuse.
+    const limit = native().sluice_raise_nofile()
+    this.#connectionsMax = limit > 0 ? limit - DESCRIPTORS_RESERVED - plan.listeners.length : Infinity
+    const wanted = new Set(plan.listeners.map((listener) => listener.key))
+    for (const [key, listener] of this.#listeners) if (!wanted.has(key)) this.#unlisten(key, listener)
+    for (const planned of plan.listeners) {
+      const routes = planned.routes.flatMap((name) => this.#routes.get(name) ?? [])
+      const fd = descriptors.get(planned.descriptor)
+      let listener = this.#listeners.get(planned.key)
+      if (fd !== undefined) {
+        descriptors.delete(planned.descriptor)
+        if (listener) this.#unlisten(planned.key, listener)
+        listener = this.#open(planned, fd, problems)
+      }
+      if (!listener) {
+        if (fd === undefined)
+          for (const route of planned.routes)
+            problems.push({ route, message: `Cannot listen on ${planned.key}: no descriptor came with the plan` })
+        continue
+      }
+      listener.plan = planned
+      listener.routes = routes
+    }
+    for (const fd of descriptors.values()) native().sluice_close(fd)
+    descriptors.clear()
+  }
+
+  #open(planned: WorkerPlan['listeners'][number], fd: number, problems: Problem[]): Listener | undefined {
+    try {
+      const listener = new Listener(planned, planned.descriptor, fd, (from, socket) => this.#accept(from, socket))
+      this.#listeners.set(planned.key, listener)
+      return listener
+    } catch (error) {
+      native().sluice_close(fd)
+      for (const route of planned.routes)
+        problems.push({ route, message: `Cannot listen on ${planned.key}: ${(error as Error).message}` })
+      return undefined
+    }
+  }
+
+  #unlisten(key: string, listener: Listener) {
+    listener.stop()
+    this.#listeners.delete(key)
+  }
+
+  #accept(listener: Listener, socket: Socket<End>) {
+    const ip = plainIp(socket.remoteAddress)
+    const connection = new Connection(
+      this,
+      ip,
+      socket.remotePort,
+      listener.localEnd(socket),
+      listener.plan.port,
+      opening,
+    )
+    connection.client.socket = socket
+    socket.data = connection.client
+    if (this.#descriptorsUsed() > this.#connectionsMax) {
+      this.reporter.refused(listener.routes[0]?.name ?? '', 'descriptors')
+      connection.discard()
+    } else if (listener.plan.peek) peek(connection, listener.routes)
+    else chooseUnread(connection, listener.routes)
+  }
+
+  /** An upper bound that costs nothing: exact counting would mean a walk for each connection. */
+  #descriptorsUsed() {
+    return this.table.size * DESCRIPTORS_EACH.splice > this.#connectionsMax ? this.#countDescriptors() : 0
+  }
+
+  #countDescriptors() {
+    let used = 0
+    for (const connection of this.table.values()) used += DESCRIPTORS_EACH[connection.carrier]
+    return used
+  }
+
+  close(id: string, reason: CloseReason): boolean {
+    const connection = this.table.get(id)
+    connection?.cut(reason)
+    return connection !== undefined
+  }
+
+  /** Cuts the connections that the route has now: at once, or those that are left after the deadline. */
+  drain(route: string, deadlineMs: number) {
+    const draining = [...this.table.values()].filter((connection) => connection.route?.name === route)
+    if (draining.length === 0) return
+    if (deadlineMs <= 0) {
+      for (const connection of draining) connection.cut('drained')
+      return
+    }
+    for (const connection of draining) connection.setState('closing')
+    this.#deadline(deadlineMs, () => {
+      for (const connection of draining) connection.cut('drained')
+    })
+  }
+
+  sample(): Sample[] {
+    return Array.from(this.table.values(), (connection) => ({
+      id: connection.id,
+      ...connection.counts(),
+      state: connection.state as Sample['state'],
+    }))
+  }
+
+  /** Accepts no more and lets connections finish; cuts what is left after graceMs. Resolves when nothing remains. */
+  stop(graceMs: number): Promise<void> {
+    if (this.#stopped) return this.#stopped.promise
+    this.#stopped = Promise.withResolvers()
+    for (const [key, listener] of this.#listeners) this.#unlisten(key, listener)
+    const cut = () => {
+      for (const connection of [...this.table.values()]) connection.cut('drained')
+    }
+    if (this.table.size > 0 && graceMs > 0) this.#deadline(graceMs, cut)
+    else cut()
+    this.left()
+    return this.#stopped.promise
+  }
+
+  #deadline(ms: number, act: () => void) {
+    const drain = new Drain(() => {
+      this.#deadlines.delete(drain)
+      act()
+    })
+    this.#deadlines.add(drain)
+    this.timers.arm(drain, ms)
+  }
+
+  // ---- what connections ask of the plane ----
+
+  nextId() {
+    return this.#idPrefix + (++this.#ids).toString(36)
+  }
+
+  left() {
+    if (!this.#stopped || this.table.size > 0) return
+    for (const drain of this.#deadlines) this.timers.disarm(drain)
+    this.#deadlines.clear()
+    this.reporter.flush()
+    leaveRelay()
+    this.left = () => {}
+    this.#stopped.resolve()
+  }
+}
+
+class Drain extends Timed {
+  constructor(readonly act: () => void) {
+    super()
+  }
+  override expired() {
+    this.act()
+  }
+}

@@ -1,0 +1,50 @@
+// One listening socket that control opened for us: accepts, names both addresses in one spelling, and passes the socket on.
+import type { Socket, TCPSocketListener } from 'bun'
+import { canonicalIp, formatEnd } from '../base/addresses.ts'
+import type { PlannedListener } from '../plan/types.ts'
+import { endHandlers, type End } from './end.ts'
+import type { LiveRoute } from './route.ts'
+
+export type OnAccept = (listener: Listener, socket: Socket<End>) => void
+
+export class Listener {
+  routes: readonly LiveRoute[] = []
+  readonly #listening: TCPSocketListener<Listener>
+
+  /** Owns the descriptor from here on. Throws when it is no listening socket. */
+  constructor(
+    public plan: PlannedListener,
+    readonly descriptor: number,
+    fd: number,
+    readonly onAccept: OnAccept,
+  ) {
+    this.#listening = Bun.listen<Listener>({ fd, allowHalfOpen: true, data: this, socket: acceptHandlers })
+  }
+
+  /** Closes the listening socket; its connections go on. */
+  stop() {
+    this.#listening.stop(false)
+  }
+
+  localEnd(socket: Socket<End>): string {
+    const { address, port } = this.plan
+    return formatEnd(address === '::' || address === '0.0.0.0' ? plainIp(socket.localAddress) : address, port)
+  }
+}
+
+/** Shared by all listeners: until it is accepted, a socket's data is its Listener. */
+const acceptHandlers = {
+  ...endHandlers,
+  open(socket: Socket<any>) {
+    const listener: Listener = socket.data
+    listener.onAccept(listener, socket)
+  },
+}
+
+/** A dual-stack socket spells IPv4 clients "::ffff:a.b.c.d"; every other place knows them as IPv4. */
+export function plainIp(address: string | undefined): string {
+  if (address === undefined) return '0.0.0.0'
+  if (!address.includes(':')) return address
+  if (address.startsWith('::ffff:') && address.includes('.')) return address.slice(7)
+  return canonicalIp(address.split('%')[0]!)
+}

@@ -1,0 +1,57 @@
+// The one forwarding primitive in TypeScript: two ends, plain or TLS, bytes both ways. A source is read only while its
+// sink takes; EOF goes through after every byte before it; an error on one side ends the other at once.
+import { of, type Connection } from './connection.ts'
+import type { Consumer, End } from './end.ts'
+import { armHalfClosed, armIdle } from './idle.ts'
+
+/** Joins the connection's client and target; what either held goes through first. */
+export function pair(connection: Connection) {
+  const { client } = connection
+  const target = connection.target!
+  client.other = target
+  target.other = client
+  client.consumer = target.consumer = pairing
+  connection.setState('open')
+  armIdle(connection)
+  for (const end of [client, target]) {
+    const other = end.other!
+    if (end.held) for (const bytes of end.takeHeld()) other.send(bytes)
+    if (other.queuedBytes > 0) end.pause()
+    else end.resume()
+  }
+  for (const end of [client, target]) if (end.ended && !connection.settled) pairing.ended(end)
+}
+
+const pairing: Consumer = {
+  received(end, bytes) {
+    if (!end.other!.send(bytes)) end.pause()
+  },
+
+  ended(end) {
+    const sink = end.other!
+    sink.finish()
+    after(end)
+  },
+
+  drained(end) {
+    end.other!.resume()
+    if (end.finished) after(end.other!)
+  },
+
+  closed(end, error) {
+    const connection = of(end)
+    // A socket that is gone after both FINs is the normal end of one; its peer may still be owed bytes.
+    if (!error && end.ended && end.finished) return after(end)
+    connection.settle(end === connection.client ? 'client_reset' : 'target_reset')
+  },
+}
+
+/** One direction (from `end`) may just have been completed: is it the first or the last? */
+function after(end: End) {
+  const connection = of(end)
+  if (connection.settled || !end.ended || !end.other!.finished) return
+  const back = end.other!
+  if (back.ended && end.finished) return connection.settle('finished', true)
+  const { action } = connection.route!.plan
+  if (connection.state !== 'half-closed') armHalfClosed(connection, action.type === 'forward' && action.allowHalfOpen)
+}

@@ -1,0 +1,111 @@
+// A route made ready to carry connections: lists compiled, counters attached, TLS material and handler loaded. Built once
+// for each change of a route; connections keep the one they began with.
+import tls from 'node:tls'
+import { ROUTE_LOG_INTERVAL_MS } from '../base/limits.ts'
+import type { UserRoute, UserTls } from '../plan/types.ts'
+import { Balancer } from './balance.ts'
+import { loadHandler, type Invoke } from './handler-module.ts'
+import { Counters, NetworkList, Rate, type Guard } from './security.ts'
+import type { Choice } from './select.ts'
+
+export type Certificate = { cert: string; key: string }
+
+export class LiveRoute implements Choice, Guard {
+  readonly name: string
+  readonly domains: readonly string[]
+  readonly clients: NetworkList
+  readonly byHost: boolean
+  readonly needsTls: boolean
+  readonly rules: UserRoute['security']
+  readonly allow: NetworkList
+  readonly block: NetworkList
+  readonly rate: Rate | null
+  readonly tls: UserTls | null
+  /** Tls ends here; false for passthrough. */
+  readonly terminates: boolean
+  readonly balancer: Balancer | null
+  /** Null while there is no certificate: handshakes fail then. */
+  secureContext: object | null = null
+  clientCa: string | null = null
+  upstreamCa: string | null = null
+  /** How to call the handler, or why it cannot be called. */
+  handler: Invoke | { problem: string } | null = null
+  #lastLog = -Infinity
+  #unlogged = 0
+
+  constructor(
+    readonly plan: UserRoute,
+    /** Those of the route's earlier version, so that limits go on counting what it carries. */
+    readonly counters: Counters,
+  ) {
+    const { action, security } = plan
+    this.name = plan.name
+    this.domains = plan.domains
+    this.clients = new NetworkList(plan.clientIps)
+    this.tls = action.type === 'block' ? null : action.tls
+    this.terminates = this.tls !== null && this.tls.mode !== 'passthrough'
+    this.byHost = action.type === 'redirect' && !this.terminates
+    this.needsTls = this.tls !== null || (plan.domains.length > 0 && !this.byHost)
+    this.rules = security
+    this.allow = new NetworkList(security.allow)
+    this.block = new NetworkList(security.block)
+    this.rate = security.rate ? new Rate(security.rate.count, security.rate.perMs) : null
+    this.balancer = action.type === 'forward' ? new Balancer(action.targets, action.balance) : null
+  }
+
+  /** Reads files and modules. Answers what went wrong; the route then serves what it still can. */
+  async prepare(configFile: string | undefined): Promise<string[]> {
+    const problems: string[] = []
+    const { action } = this.plan
+    if (this.tls) {
+      this.clientCa = await pem(this.tls.clientCaFile, problems)
+      this.upstreamCa = await pem(this.tls.upstream.caFile, problems)
+    }
+    if (action.type === 'handler') {
+      this.handler = await loadHandler(action, configFile)
+      if ('problem' in this.handler) problems.push(this.handler.problem)
+    }
+    return problems
+  }
+
+  /** A new context for a new certificate only: session tickets live in the context. */
+  setCertificate(certificate: Certificate | undefined): string | undefined {
+    this.secureContext = null
+    if (!this.terminates || !certificate || (this.tls!.clientCaFile !== null && this.clientCa === null))
+      return undefined
+    try {
+      const context = tls.createSecureContext({
+        ...certificate,
+        minVersion: this.tls!.minVersion,
+        ...(this.clientCa === null ? {} : { ca: this.clientCa }),
+      })
+      this.secureContext = context.context as object
+      return undefined
+    } catch (error) {
+      return `Cannot use the certificate: ${(error as Error).message}`
+    }
+  }
+
+  /** At most a line a second for what a client can cause as often as it likes; undefined: only counted. */
+  logLine(message: string, nowMs: number): string | undefined {
+    if (nowMs - this.#lastLog < ROUTE_LOG_INTERVAL_MS) {
+      this.#unlogged++
+      return undefined
+    }
+    const line = this.#unlogged > 0 ? `${message} (and ${this.#unlogged} more since the last line)` : message
+    this.#lastLog = nowMs
+    this.#unlogged = 0
+    return line
+  }
+}
+
+/** The text itself, or a file that holds it. */
+async function pem(source: string | null, problems: string[]): Promise<string | null> {
+  if (source === null || source.includes('-----BEGIN')) return source
+  try {
+    return await Bun.file(source).text()
+  } catch (error) {
+    problems.push(`Cannot read ${source}: ${(error as Error).message}`)
+    return null
+  }
+}

@@ -1,0 +1,212 @@
+// TLS ends here, and may begin again towards the target. The handshake runs on the accepted socket with the route's kept
+// context (tickets live in it); what it shows goes into the record, how it fails into the reason.
+import { checkServerIdentity } from 'node:tls'
+import type { Socket } from 'bun'
+import { isIp } from '../base/addresses.ts'
+import { of, type Connection } from './connection.ts'
+import { secureHandlers, type Consumer, type End } from './end.ts'
+
+/** Shared functions, not closures. */
+type Next = (connection: Connection) => void
+
+// ---- with the client ----
+
+/** Handshakes as server, beginning with the bytes that are held already, or the first ones that come. */
+export function terminateTls(connection: Connection, next: Next) {
+  const { client } = connection
+  connection.arm(connection.route!.plan.timeoutsMs.handshake, handshakeTimedOut)
+  nextOf.set(connection, next)
+  client.consumer = beforeHello
+  if (client.heldBytes > 0) beginHandshake(connection)
+}
+
+/** What comes after the handshake; not a field, since few connections have one. */
+const nextOf = new WeakMap<Connection, Next>()
+
+function handshakeTimedOut(connection: Connection) {
+  connection.settle('handshake_timeout')
+}
+
+const beforeHello: Consumer = {
+  received(end, bytes) {
+    end.hold(bytes)
+    beginHandshake(of(end))
+  },
+  ended(end) {
+    of(end).settle('closed_before_data')
+  },
+  drained() {},
+  closed(end) {
+    of(end).settle('closed_before_data')
+  },
+}
+
+function beginHandshake(connection: Connection) {
+  const { client } = connection
+  const route = connection.route!
+  if (!route.secureContext) {
+    connection.log('warn', 'A handshake failed: the route has no certificate yet', { client: connection.clientIp })
+    return connection.settle('handshake_failed')
+  }
+  const initialData = Buffer.concat(client.takeHeld())
+  // The client may have said all and closed its side; then no handshake can succeed, and upgradeTLS would throw.
+  client.resume()
+  const raw = client.detach()!
+  client.consumer = handshaking
+  client.received = client.sent = 0
+  const verify = route.clientCa === null ? {} : { requestCert: true, rejectUnauthorized: true, ca: route.clientCa }
+  const alpn = route.tls!.alpn.length > 0 ? { ALPNProtocols: alpnWire(route.tls!.alpn) } : {}
+  try {
+    const [tap, secure] = raw.upgradeTLS<End>({
+      isServer: true,
+      initialData,
+      tls: { secureContext: route.secureContext, ...alpn, ...verify },
+      data: client,
+      socket: secureHandlers,
+    })
+    // The raw socket goes on hearing ciphertext; nobody listens.
+    tap.data = raw.data
+    if (!connection.settled) client.socket = secure
+    else secure.terminate()
+  } catch (error) {
+    raw.terminate()
+    connection.log('debug', `A handshake could not begin: ${(error as Error).message}`, { client: connection.clientIp })
+    connection.settle('handshake_failed')
+  }
+}
+
+const handshaking: Consumer = {
+  // Records behind the handshake can come before anyone is ready for them, and after a pause.
+  received(end, bytes) {
+    end.hold(bytes)
+  },
+  ended(end) {
+    handshakeFailed(of(end), 'the client closed its side')
+  },
+  drained() {},
+  closed(end, error) {
+    handshakeFailed(of(end), error?.message ?? 'the client closed the connection')
+  },
+  secured(end, ok, error) {
+    const connection = of(end)
+    const route = connection.route!
+    const socket = end.socket!
+    // Never `ok` alone: a client certificate that does not verify comes with ok = true.
+    if (!ok || (route.clientCa !== null && !socket.authorized))
+      return handshakeFailed(connection, error?.message ?? 'no valid client certificate')
+    connection.serverName ??= nameOf(socket)
+    connection.tls = seen(socket)
+    connection.touch()
+    connection.update()
+    nextOf.get(connection)!(connection)
+  },
+}
+
+function handshakeFailed(connection: Connection, why: string) {
+  connection.serverName ??= nameOf(connection.client.socket)
+  connection.log('debug', `A handshake failed: ${why}`, {
+    client: connection.clientIp,
+    serverName: connection.serverName,
+  })
+  // Orderly: the alert that says why is still on its way.
+  connection.settle('handshake_failed', true)
+}
+
+function nameOf(socket: Socket<End> | null): string | undefined {
+  const name = socket?.getServername()
+  return typeof name === 'string' && name !== '' ? name.toLowerCase() : undefined
+}
+
+function seen(socket: Socket<End>): NonNullable<Connection['tls']> {
+  const alpn = socket.alpnProtocol
+  return {
+    version: socket.getTLSVersion(),
+    cipher: (socket.getCipher() as { name?: string } | undefined)?.name ?? '',
+    ...(typeof alpn === 'string' && alpn !== '' ? { alpn } : {}),
+  }
+}
+
+/** ALPN as the wire has it: each name behind its length. */
+export const alpnWire = (names: readonly string[]) =>
+  Buffer.concat(names.map((name) => Buffer.concat([Buffer.of(name.length), Buffer.from(name, 'latin1')])))
+
+// ---- with the target ----
+
+/** Handshakes as client on the connected target. Verifies chain and name unless the route says insecure. */
+export function encryptTarget(connection: Connection, next: Next) {
+  const target = connection.target!
+  const { upstream } = connection.route!.tls!
+  const name = expectedName(connection)
+  const raw = target.detach()!
+  target.consumer = targetHandshaking
+  target.received = target.sent = 0
+  nextOf.set(connection, next)
+  connection.arm(connection.route!.plan.timeoutsMs.handshake, targetTimedOut)
+  // An address is no SNI (RFC 6066). Without a name the engine checks the chain only; secured() checks the address then.
+  const naming = isIp(name) ? {} : { serverName: name }
+  const ca = connection.route!.upstreamCa
+  const alpn = connection.tls?.alpn === undefined ? {} : { ALPNProtocols: alpnWire([connection.tls.alpn]) }
+  try {
+    const [tap, secure] = raw.upgradeTLS<End>({
+      tls: {
+        ...naming,
+        ...alpn,
+        rejectUnauthorized: !upstream.insecure && !isIp(name),
+        ...(ca === null ? {} : { ca }),
+      },
+      data: target,
+      socket: secureHandlers,
+    })
+    tap.data = raw.data
+    if (!connection.settled) target.socket = secure
+    else secure.terminate()
+  } catch (error) {
+    raw.terminate()
+    targetFailed(connection, (error as Error).message)
+  }
+}
+
+/** The configured name, else the target's host. */
+function expectedName(connection: Connection): string {
+  const { upstream } = connection.route!.tls!
+  if (upstream.serverName !== null) return upstream.serverName
+  const { host } = connection.slot!.target
+  return host.kind === 'ip' ? host.address : host.kind === 'name' ? host.name : 'localhost'
+}
+
+function targetTimedOut(connection: Connection) {
+  targetFailed(connection, 'no answer in time')
+}
+
+function targetFailed(connection: Connection, why: string) {
+  connection.log('warn', `TLS to the target failed: ${why}`, { target: connection.targetName })
+  connection.settle('target_tls_failed')
+}
+
+const targetHandshaking: Consumer = {
+  received(end, bytes) {
+    end.hold(bytes)
+  },
+  ended(end) {
+    targetFailed(of(end), 'the target closed its side')
+  },
+  drained() {},
+  closed(end, error) {
+    targetFailed(of(end), error?.message ?? 'the target closed the connection')
+  },
+  secured(end, ok, error) {
+    const connection = of(end)
+    const problem = connection.route!.tls!.upstream.insecure ? undefined : untrusted(connection, end.socket!, ok, error)
+    if (problem !== undefined) return targetFailed(connection, problem)
+    nextOf.get(connection)!(connection)
+  },
+}
+
+function untrusted(connection: Connection, socket: Socket<End>, ok: boolean, error: Error | null): string | undefined {
+  const name = expectedName(connection)
+  if (!isIp(name)) return ok && socket.authorized ? undefined : (error?.message ?? 'not authorized')
+  // No name was given to the engine, so a name mismatch is what it says at best; anything else is the chain.
+  if (error && (error as NodeJS.ErrnoException).code !== 'ERR_TLS_CERT_ALTNAME_INVALID') return error.message
+  const certificate = socket.getPeerCertificate()
+  return certificate ? checkServerIdentity(name, certificate as never)?.message : 'the target showed no certificate'
+}
