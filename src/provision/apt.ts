@@ -21,7 +21,7 @@ export async function installPackages(names: string[]): Promise<void> {
       verbose: true,
       stdio: ['ignore', 'inherit', 'inherit'],
       env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' },
-    })`apt-get -o DPkg::Lock::Timeout=${LOCK_SECONDS_MAX} ${args}`
+    })`apt-get -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=${LOCK_SECONDS_MAX} ${args}`
     await running
   }
   const update = () => {

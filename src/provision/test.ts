@@ -88,7 +88,7 @@ async function runFile(path: string): Promise<void> {
 async function whyNoLibrary(): Promise<string | undefined> {
   const lacking = missing.filter((name) => packagesOf('build').includes(name))
   if (lacking.length > 0) return `the native library cannot be built without ${lacking.join(' ')}`
-  const build = await $({ stdio: 'inherit', nothrow: true })`make --no-print-directory build/libsluice.so`
+  const build = await $({ stdio: 'inherit', nothrow: true })`make --silent --no-print-directory build/libsluice.so`
   if (build.exitCode === 0) return undefined
   total.failed.push('build/libsluice.so: does not build')
   return 'the native library does not build'
