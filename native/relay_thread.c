@@ -1,0 +1,285 @@
+/* The relay's thread: it waits for edges and commands, and gives every pair that has something to do its turn.
+ *
+ * A round has a fixed order (`go_round`): everything that may end a pair comes before the pairs' turns, and a pair is
+ * freed only when its CLOSED is written, at the round's end. So no list and no event can name a pair that is gone. */
+#define _GNU_SOURCE
+#include "sluice.h"
+#include "relay_parts.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static pthread_t thread;
+static int epoll, wake;
+static int64_t now_ms;
+static struct relay_pair *run, *run_last;    /* have something to do */
+static struct relay_pair *soonest, *latest;  /* closing with grace, by deadline */
+
+static void run_later(struct relay_pair *pair)
+{
+  if (pair->queued_to_run || pair->closed)
+    return;
+  pair->queued_to_run = true;
+  pair->run_next = NULL;
+  *(run ? &run_last->run_next : &run) = pair;
+  run_last = pair;
+}
+
+/* ---- deadlines ---- */
+
+static void leave_deadlines(struct relay_pair *pair)
+{
+  if (!pair->has_deadline)
+    return;
+  pair->has_deadline = false;
+  *(pair->earlier ? &pair->earlier->later : &soonest) = pair->later;
+  *(pair->later ? &pair->later->earlier : &latest) = pair->earlier;
+}
+
+/* Sorted, searched from the end: with one grace for all, which is the usual case, every insertion is one step; and only
+ * pairs whose peer is stalled stay in it beyond their next turn. */
+static void enter_deadlines(struct relay_pair *pair, uint32_t grace_ms)
+{
+  leave_deadlines(pair);
+  pair->has_deadline = true;
+  pair->deadline_ms = now_ms + grace_ms;
+  struct relay_pair *earlier = latest;
+  while (earlier && earlier->deadline_ms > pair->deadline_ms)
+    earlier = earlier->earlier;
+  pair->earlier = earlier;
+  pair->later = earlier ? earlier->later : soonest;
+  *(pair->earlier ? &pair->earlier->later : &soonest) = pair;
+  *(pair->later ? &pair->later->earlier : &latest) = pair;
+}
+
+/* ---- the life of a pair ---- */
+
+/* The sockets are gone and the id is free from here on; the pair itself stays until its CLOSED is written. */
+static void finish(struct relay_pair *pair, int side, int error, bool reset)
+{
+  relay_forget(pair);
+  leave_deadlines(pair);
+  /* close() alone does not take a socket out of the set while anyone holds a copy of the descriptor, and an event of it
+   * would then carry the address of a freed pair. */
+  for (int i = 0; i < 2; i++)
+    epoll_ctl(epoll, EPOLL_CTL_DEL, pair->fd[i], NULL);
+  relay_release(pair, reset);
+  pair->closed = true;
+  pair->closed_ms = now_ms;
+  pair->error = (uint16_t)(pair->closing ? ECANCELED : error); /* whatever came in between, we were asked to */
+  pair->error_side = (uint8_t)(pair->closing ? SLUICE_CLIENT : side);
+  relay_report(pair);
+}
+
+static int watch(int fd, uint64_t token)
+{
+  /* Edge-triggered with everything in it: never a system call to change interest. EPOLLOUT costs nothing until a write
+   * was refused, because only then does TCP wake its writers. */
+  struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.u64 = token};
+  int flags = fcntl(fd, F_GETFL);
+  if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0)
+    return errno;
+  (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int)); /* a target may be a unix socket */
+  return 0;
+}
+
+static void begin(struct relay_pair *pair)
+{
+  for (int side = 0; side < 2 && !pair->closed; side++) {
+    int error = watch(pair->fd[side], (uint64_t)(uintptr_t)pair | (uint64_t)side);
+    if (error)
+      finish(pair, side, error, true);
+  }
+  run_later(pair);
+}
+
+static void end(struct relay_pair *pair, uint32_t grace_ms)
+{
+  if (!pair->closing)
+    relay_stop_reading(pair);
+  enter_deadlines(pair, grace_ms);
+  run_later(pair);
+}
+
+static void take_turn(struct relay_pair *pair)
+{
+  enum relay_turn turn = relay_pump(pair, now_ms);
+  if (pair->half_pending)
+    relay_report(pair);
+  if (turn == RELAY_FAILED)
+    finish(pair, pair->error_side, pair->error, true);
+  else if (pair->from[0].done && pair->from[1].done)
+    finish(pair, SLUICE_CLIENT, 0, false);
+  else if (turn == RELAY_HAS_MORE)
+    run_later(pair);
+}
+
+/* ---- a round ---- */
+
+static void notice_pair(struct relay_pair *pair, int side, uint32_t events)
+{
+  if (pair->closed)
+    return;
+  /* A RST ends the pair at once, also while it is half-closed or its other side is stalled. EPOLLHUP alone is no error:
+   * it is how two FINs look. */
+  int error = events & EPOLLERR ? relay_socket_error(pair->fd[side]) : 0;
+  if (error) {
+    finish(pair, side, error, true);
+    return;
+  }
+  pair->readable[side] |= (events & ~(uint32_t)EPOLLOUT) != 0;
+  pair->writable[side] |= (events & ~(uint32_t)(EPOLLIN | EPOLLRDHUP)) != 0;
+  run_later(pair);
+}
+
+static void notice(const struct epoll_event *event)
+{
+  uint64_t token = event->data.u64;
+  if (token == RELAY_TOKEN_WAKE)
+    eventfd_read(wake, &(eventfd_t){0});
+  else if (token == RELAY_TOKEN_REPORTS)
+    relay_reports_go_on();
+  else
+    notice_pair((struct relay_pair *)(uintptr_t)(token & ~(uint64_t)1), token & 1, event->events);
+}
+
+/* False: the relay is to stop. */
+static bool obey(void)
+{
+  for (;;) {
+    struct relay_command next = relay_next_command();
+    struct relay_pair *pair = next.pair;
+    if (!pair)
+      return !next.stopping;
+    if (pair->abandoned) {
+      free(pair);
+      continue;
+    }
+    if (next.requests & RELAY_ADD)
+      begin(pair);
+    if (pair->closed)
+      continue;
+    if (next.requests & RELAY_RESET)
+      finish(pair, SLUICE_CLIENT, ECANCELED, true);
+    else if (next.requests & RELAY_CLOSE)
+      end(pair, next.grace_ms);
+  }
+}
+
+/* Strictly after the deadline, so that a grace of 0 still leaves one turn for what can be delivered at once. */
+static void force_overdue(void)
+{
+  while (soonest && soonest->deadline_ms < now_ms)
+    finish(soonest, SLUICE_CLIENT, ECANCELED, true);
+}
+
+/* One turn for each pair that is waiting now; who has more goes to the end of the queue and so to the next round. */
+static void take_turns(void)
+{
+  struct relay_pair *pair = run;
+  run = NULL;
+  for (struct relay_pair *next; pair; pair = next) {
+    next = pair->run_next;
+    pair->queued_to_run = false;
+    if (!pair->closed)
+      take_turn(pair);
+  }
+}
+
+static int patience_ms(void)
+{
+  if (run)
+    return 0;
+  int64_t patience = relay_reports_waiting() ? 1000 : 60000;
+  int64_t left = soonest ? soonest->deadline_ms - now_ms + 1 : patience;
+  patience = left < patience ? left : patience;
+  return patience < 1 ? 1 : (int)patience;
+}
+
+static bool go_round(void)
+{
+  struct epoll_event events[RELAY_WAKEUPS_MAX];
+  int n = epoll_wait(epoll, events, RELAY_WAKEUPS_MAX, patience_ms());
+  now_ms = relay_coarse_ms();
+  for (int i = 0; i < n; i++)
+    notice(&events[i]);
+  if (!obey())
+    return false;
+  force_overdue();
+  take_turns();
+  relay_reports_write();
+  return true;
+}
+
+static void *live(void *unused)
+{
+  while (go_round())
+    ;
+  uint32_t bucket = 0;
+  for (struct relay_pair *pair; (pair = relay_remaining(&bucket));)
+    finish(pair, SLUICE_CLIENT, ECANCELED, true);
+  relay_reports_write();
+  return unused;
+}
+
+/* ---- for relay.c ---- */
+
+static int spawn(void)
+{
+  /* Signals belong to the program's own threads, and a blocked SIGPIPE is one that splice() cannot kill us with. */
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, 256 << 10);
+  int error = pthread_create(&thread, &attributes, live, NULL);
+  pthread_attr_destroy(&attributes);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  if (!error)
+    pthread_setname_np(thread, "sluice-relay");
+  return -error;
+}
+
+static void close_all(void)
+{
+  relay_reports_close();
+  relay_pipes_close();
+  close(epoll);
+  close(wake);
+}
+
+int relay_thread_start(int events_fd)
+{
+  run = soonest = latest = NULL;
+  now_ms = relay_coarse_ms();
+  epoll = epoll_create1(EPOLL_CLOEXEC);
+  wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  struct epoll_event event = {.events = EPOLLIN, .data.u64 = RELAY_TOKEN_WAKE};
+  int result = wake < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, wake, &event) < 0 ? -errno : 0;
+  int reports = relay_reports_open(events_fd, epoll);
+  result = result ? result : reports;
+  result = result ? result : spawn();
+  if (result < 0)
+    close_all();
+  return result;
+}
+
+void relay_thread_wake(void)
+{
+  eventfd_write(wake, 1);
+}
+
+void relay_thread_join(void)
+{
+  pthread_join(thread, NULL);
+  close_all();
+}
