@@ -73,6 +73,8 @@ export class Control implements Gateway {
   #stopping: Promise<void> | null = null
   #done = Promise.withResolvers<void>()
   #workerReady = Promise.withResolvers<void>()
+  /** The admin socket is there before the first plan is: whoever asks waits for it. */
+  #planned = Promise.withResolvers<void>()
 
   constructor(
     config: Config,
@@ -224,6 +226,7 @@ export class Control implements Gateway {
       }
 
     this.#plan = next
+    this.#planned.resolve()
     this.#config = config
     const workerPlan: WorkerPlan = {
       generation: ++this.#generation,
@@ -422,6 +425,7 @@ export class Control implements Gateway {
   }
 
   async routes() {
+    await this.#planned.promise
     return this.#plan.routes.map((route) => {
       const totals = this.table.totals(route.name)
       return {
@@ -534,6 +538,7 @@ export class Control implements Gateway {
 
   async #stop(graceMs: number) {
     this.log('info', 'Stopping', { graceMs })
+    this.#planned.resolve()
     clearInterval(this.#resolveTimer)
     for (const timer of this.#drains) clearTimeout(timer)
     // Whatever is under way ends first: its outcome is undone below.

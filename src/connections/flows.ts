@@ -399,9 +399,10 @@ function phaseOf(record: Uint8Array): number {
   return state === TCP.ESTABLISHED ? PHASE.OPEN : PHASE.HALF_CLOSED
 }
 
-/** TIME_WAIT is an orderly end. CLOSE is a reset: in answer to the SYN it is the target's refusal, later nobody says whose. */
+/** TIME_WAIT is an orderly end, and so is a reset after a FIN: a peer that has closed answers late bytes with it. A reset
+ *  in answer to the SYN is the target's refusal; later on nobody says whose it was. */
 function closeReason(state: number, phase: number): CloseReason {
-  if (state === TCP.TIME_WAIT) return 'finished'
+  if (state === TCP.TIME_WAIT || phase === PHASE.HALF_CLOSED) return 'finished'
   return phase === PHASE.OPENING ? 'target_refused' : 'nftables_closed'
 }
 
