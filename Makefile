@@ -52,7 +52,7 @@ clean: ## remove build/ and node_modules/
 $(BUN):
 	@command -v npm >/dev/null || { echo 'npm is missing. As root: apt-get install -y --no-install-recommends npm' >&2; exit 1; }
 	@echo 'Getting Bun $(BUN_VERSION) from npm'
-	@npm install --prefix $(BUN_HOME) --no-save --ignore-scripts --no-audit --no-fund --loglevel=error bun@$(BUN_VERSION)
+	@npm install --prefix $(BUN_HOME) --no-save --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error bun@$(BUN_VERSION)
 	@cd $(BUN_HOME)/node_modules/bun && node install.js
 	@[ "$$($(BUN_HOME)/node_modules/.bin/bun --version)" = $(BUN_VERSION) ]
 	@ln -sf node_modules/.bin/bun $@
