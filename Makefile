@@ -28,7 +28,7 @@ help:
 # The gateway replaces the shell (exec), so that Ctrl-C and the exit code are its own.
 run: ## run the gateway: a demonstration, or your own with CONFIG=path (root)
 	@[ "$$(id -u)" = 0 ] || { echo 'make run needs root: the gateway loads nftables rules, opens low ports and runs its workers as another user. Try: sudo make run' >&2; exit 1; }
-	@$(MAKE) --no-print-directory build/packages/run build/libsluice.so
+	@$(MAKE) --silent --no-print-directory build/packages/run build/libsluice.so
 	@exec $(BUN) src/main.ts $(if $(CONFIG),run --config '$(CONFIG)',demo)
 
 test: node_modules/.ready ## run all tests; ONLY=text runs the files whose path contains it
@@ -48,14 +48,15 @@ clean: ## remove build/ and node_modules/
 	rm -rf build node_modules
 
 # npm decides by version and settings whether it runs install scripts, so it is told not to and the script is run here.
-# The link is made last: it is there when, and only when, the whole of Bun is.
+# The link is made last: it is there when, and only when, the whole of Bun is. It is a hard link because programs show
+# the path they were started by.
 $(BUN):
 	@command -v npm >/dev/null || { echo 'npm is missing. As root: apt-get install -y --no-install-recommends npm' >&2; exit 1; }
 	@echo 'Getting Bun $(BUN_VERSION) from npm'
 	@npm install --prefix $(BUN_HOME) --no-save --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error bun@$(BUN_VERSION)
 	@cd $(BUN_HOME)/node_modules/bun && node install.js
 	@[ "$$($(BUN_HOME)/node_modules/.bin/bun --version)" = $(BUN_VERSION) ]
-	@ln -sf node_modules/.bin/bun $@
+	@ln -f $(BUN_HOME)/node_modules/bun/bin/bun.exe $@
 
 node_modules/.ready: package.json bun.lock | $(BUN)
 	@echo 'Getting the packages of bun.lock'

@@ -33,6 +33,7 @@ const TOP_FILES: Record<string, string> = {
   'src/worker.ts': 'worker',
   'src/main.ts': 'main',
   'src/demo.ts': 'main',
+  'src/demo-backend.ts': 'main',
   'src/modules.ts': 'main',
   'src/index.ts': 'main',
   'src/sockets.ts': 'main',
@@ -71,7 +72,7 @@ const EFFECTS: { effect: string; uses: RegExp; only: string[] }[] = [
   },
   { effect: 'Bun.listen', uses: /\bBun\.listen\b/, only: ['src/user/'] },
   { effect: 'Bun.connect', uses: /\bBun\.connect\b/, only: ['src/user/', 'src/channel/', 'src/kernel/conntrack.ts'] },
-  { effect: 'Bun.serve', uses: /\bBun\.serve\b/, only: ['src/observe/'] },
+  { effect: 'Bun.serve', uses: /\bBun\.serve\b/, only: ['src/observe/', 'src/demo-backend.ts'] },
   {
     effect: 'effects of Bun under another name',
     uses: /import\s*\{[^}]*(?:\$|\b(?:spawn|listen|connect|serve)\b)[^}]*\}\s*from\s*['"]bun['"]|\{[^}]*\}\s*=\s*Bun\b(?!\.)/,
