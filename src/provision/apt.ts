@@ -19,10 +19,12 @@ export async function installPackages(names: string[]): Promise<void> {
     if (stopped) throw new Error(`stopped by ${stopped}`)
     running = $({
       verbose: true,
+      nothrow: true,
       stdio: ['ignore', 'inherit', 'inherit'],
       env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' },
     })`apt-get -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=${LOCK_SECONDS_MAX} ${args}`
-    await running
+    const { exitCode, signal } = await running
+    if (exitCode !== 0) throw new Error(`Cannot install packages: apt-get ${args[0]} ended with ${signal ?? exitCode}`)
   }
   const update = () => {
     console.log('Reading the package lists anew')
