@@ -144,6 +144,23 @@ describe('bytes', () => {
       expect(pair.client.digest()).toBe(hashOf(answer(pair)))
     }
   }, 60_000)
+
+  test('what a cut pair left behind never comes out of another', async () => {
+    const cut = await Promise.all([relay.join(), relay.join(), relay.join()])
+    await Promise.all(cut.map((pair) => stall(pair, noise(12, 16 * MiB))))
+    for (const pair of cut) relay.close(pair, 'reset')
+    for (const pair of cut) await relay.closed(pair)
+    const pair = await relay.join()
+    const bytes = noise(13, 1 * MiB)
+    const answer = noise(14, 1 * MiB)
+    pair.client.send(bytes)
+    pair.client.finish()
+    pair.target.send(answer)
+    pair.target.finish()
+    await Promise.all([pair.client.ended, pair.target.ended])
+    expect(pair.target.digest()).toBe(hashOf(bytes))
+    expect(pair.client.digest()).toBe(hashOf(answer))
+  }, 30_000)
 })
 
 describe('the end by FIN', () => {
