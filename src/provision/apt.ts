@@ -24,7 +24,8 @@ export async function installPackages(names: string[]): Promise<void> {
       env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' },
     })`apt-get -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=${LOCK_SECONDS_MAX} ${args}`
     const { exitCode, signal } = await running
-    if (exitCode !== 0) throw new Error(`Cannot install packages: apt-get ${args[0]} ended with ${signal ?? exitCode}`)
+    if (stopped || exitCode !== 0)
+      throw new Error(`Cannot install packages: apt-get ${args[0]} ended with ${signal ?? exitCode}`)
   }
   const update = () => {
     console.log('Reading the package lists anew')
