@@ -180,7 +180,7 @@ export const connected = (socket: net.Socket) =>
 export function readAll(socket: net.Socket): Promise<{ bytes: Buffer; error?: string }> {
   const chunks: Buffer[] = []
   return new Promise((resolve) => {
-    socket.on('data', (chunk) => chunks.push(chunk))
+    socket.on('data', (chunk: Buffer) => chunks.push(chunk))
     socket.once('end', () => resolve({ bytes: Buffer.concat(chunks) }))
     socket.once('error', (error: NodeJS.ErrnoException) => resolve({ bytes: Buffer.concat(chunks), error: error.code }))
     socket.once('close', () => resolve({ bytes: Buffer.concat(chunks), error: 'closed' }))

@@ -87,7 +87,9 @@ for (const carrier of ['splice', 'user'] as const)
 /** A ClientHello as openssl would send it: taken from a connection to a listener of ours. */
 async function hello(servername: string): Promise<Buffer> {
   const taken = Promise.withResolvers<Buffer>()
-  const port = await server((socket) => void socket.once('data', (bytes) => (taken.resolve(bytes), socket.destroy())))
+  const port = await server(
+    (socket) => void socket.once('data', (bytes: Buffer) => (taken.resolve(bytes), socket.destroy())),
+  )
   tlsClient(port, { servername }).catch(() => {})
   return taken.promise
 }
@@ -97,7 +99,7 @@ test('E11: a hello in segments of one byte', async () => {
   let got = Buffer.alloc(0)
   const all = Promise.withResolvers<void>()
   const port = await server((socket) =>
-    socket.on('data', (more) => {
+    socket.on('data', (more: Buffer) => {
       got = Buffer.concat([got, more])
       if (got.length === bytes.length) all.resolve()
     }),
@@ -181,7 +183,7 @@ for (const peek of [true, false])
     const big = Buffer.alloc(3_000_000, 'sluice ')
     socket.write(big)
     const chunks: Buffer[] = []
-    socket.on('data', (bytes) => {
+    socket.on('data', (bytes: Buffer) => {
       chunks.push(bytes)
       if (chunks.reduce((sum, one) => sum + one.length, 0) === big.length) socket.end()
     })
