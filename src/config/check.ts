@@ -183,7 +183,7 @@ function checkRoute(route: Route, path: string): Problem[] {
     add('action.tls.mode', 'a handler has no target to encrypt to', 'use mode "terminate"')
   if (action.type === 'redirect' && typeof action.to === 'string' && !/^(https?:\/\/|\/)/.test(action.to))
     add('action.to', 'not a URL', 'such as "https://{host}{path}"')
-  if (tls && tls.mode !== 'passthrough') {
+  if (tls?.mode === 'terminate' || tls?.mode === 'terminate-and-reencrypt') {
     if (tls.certificate === undefined || tls.certificate === 'auto')
       add(
         'action.tls.certificate',

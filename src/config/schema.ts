@@ -175,7 +175,9 @@ export type InlineHandler = { inline: string }
 
 const handler = z.union([
   text(4096),
-  z.strictObject({ inline: text(63) }),
+  z.strictObject({
+    inline: text(63).describe('Made by the gateway itself for a handler in a TypeScript file. Required.'),
+  }),
   z.custom<Handler>(
     (value) => typeof value === 'function' || typeof (value as Handler | null)?.connect === 'function',
     {
