@@ -93,7 +93,6 @@ test('idle, drain and stop reach a spliced connection, with final counts', async
   for (const socket of sockets) {
     socket.write('no TLS')
     await new Promise((resolve) => socket.once('data', resolve))
-    await new Promise((resolve) => socket.once('data', resolve))
   }
   drained.plane.drain('s', 0)
   const over = sockets.map(gone)
