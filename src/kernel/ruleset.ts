@@ -86,12 +86,18 @@ export class Ruleset {
     this.#retry = undefined
     this.#running = this.#rounds().finally(() => {
       this.#running = null
+      // A wish that came after the last look and before this line would otherwise wait for the next one.
+      if (this.#isDue && !this.#retry) this.#kick()
     })
   }
 
+  get #isDue() {
+    return !this.#stopped && this.#want !== null && (this.#have !== this.#want || this.#verify)
+  }
+
   async #rounds() {
-    while (!this.#stopped && this.#want && (this.#have !== this.#want || this.#verify)) {
-      const goal = this.#want
+    while (this.#isDue) {
+      const goal = this.#want!
       try {
         if (this.#verify) await this.#reread()
         await this.#reach(goal)
