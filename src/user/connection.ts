@@ -16,6 +16,8 @@ export interface Services {
   readonly reporter: Reporter
   readonly table: Map<string, Connection>
   readonly log: (level: 'debug' | 'info' | 'warn' | 'error', message: string, fields?: Record<string, unknown>) => void
+  /** Connections in the relay now. */
+  spliced: number
   nextId(): string
   /** A connection is gone. */
   left(): void
@@ -76,13 +78,15 @@ export class Connection extends Timed implements Owner, Reported {
   }
 
   /** The 4 or 16 bytes of the client's address, for lists; most routes have none. */
-  readonly clientBytes = () => (this.#clientBytes ??= ipBytes(this.clientIp))
+  get clientBytes() {
+    return (this.#clientBytes ??= ipBytes(this.clientIp))
+  }
 
   // ---- admission ----
 
   /** Checks the route's lists and limits. false: refused and gone, without a record. From here on the connection has one. */
   admit(route: LiveRoute): boolean {
-    const refused = refusalFor(route, this.clientIp, this.clientBytes, this.openedAt)
+    const refused = refusalFor(route, this.clientIp, this, this.openedAt)
     if (refused !== undefined) this.services.reporter.refused(route.name, refused)
     if (route.plan.action.type === 'block') this.services.reporter.refused(route.name, 'blocked')
     if ((refused !== undefined && !route.rules.observe) || route.plan.action.type === 'block') {
@@ -115,7 +119,11 @@ export class Connection extends Timed implements Owner, Reported {
   }
 
   override expired() {
-    this.#onDeadline?.(this)
+    try {
+      this.#onDeadline?.(this)
+    } catch (error) {
+      this.crashed(error)
+    }
   }
 
   touch() {

@@ -41,7 +41,7 @@ export class Dial implements Attachment {
     slot.active++
     connection.arm(connectMs(connection), timedOut)
     const { host } = slot.target
-    if (host.kind === 'name') void this.#resolve(slot, host.name)
+    if (host.kind === 'name') this.#resolve(slot, host.name).catch((error) => connection.crashed(error))
     else {
       this.#addresses = host.kind === 'ip' ? [host.address] : []
       this.#attempt()

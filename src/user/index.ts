@@ -26,22 +26,27 @@ export type Problem = { route: string; message: string }
 type Sample = (ToControl & { type: 'sampled' })['counts'][number]
 
 /** What one connection may cost: both sockets, and the two pipes of the relay. */
-const DESCRIPTORS_EACH = { user: 2, splice: 6 }
+const DESCRIPTORS_EACH = 2
+const DESCRIPTORS_MORE_SPLICED = 4
 
 export class UserPlane implements Services {
   readonly timers = new Timers()
   readonly table = new Map<string, Connection>()
   readonly reporter: Reporter
   readonly log: Log
+  spliced = 0
   readonly #idPrefix: string
   readonly #configFile: string | undefined
   readonly #listeners = new Map<string, Listener>()
   readonly #deadlines = new Set<Drain>()
   #routes = new Map<string, LiveRoute>()
+  /** By name, and kept while a removed route still carries something: it may come back. */
+  readonly #counters = new Map<string, Counters>()
   #ids = 0
-  #connectionsMax = Infinity
+  #descriptorsMax = Infinity
   #applying: Promise<unknown> = Promise.resolve()
   #stopped: PromiseWithResolvers<void> | undefined
+  #over = false
 
   constructor(
     out: { report(events: ConnectionEvents): void; log: Log },
@@ -76,23 +81,30 @@ export class UserPlane implements Services {
       plan.routes.map(async (user) => {
         const before = this.#routes.get(user.name)
         const same = before && Bun.deepEquals(before.plan, user)
-        const route = same ? before : new LiveRoute(user, before?.counters ?? new Counters())
-        if (!same)
-          for (const message of await route.prepare(this.#configFile)) problems.push({ route: user.name, message })
+        const route = same ? before : new LiveRoute(user, this.#countersOf(user.name))
+        if (!same) await route.prepare(this.#configFile)
+        for (const message of route.problems) problems.push({ route: user.name, message })
         const message = route.setCertificate(plan.certificates[user.name])
         if (message !== undefined) problems.push({ route: user.name, message })
         routes.set(user.name, route)
       }),
     )
     this.#routes = routes
+    for (const [name, { total }] of this.#counters) if (total === 0 && !routes.has(name)) this.#counters.delete(name)
     this.#listen(plan, descriptors, problems)
     return problems
+  }
+
+  #countersOf(name: string): Counters {
+    let counters = this.#counters.get(name)
+    if (!counters) this.#counters.set(name, (counters = new Counters()))
+    return counters
   }
 
   #listen(plan: WorkerPlan, descriptors: Map<number, number>, problems: Problem[]) {
     // The soft limit is what the kernel refuses at; a plane that reaches it could not even accept in order to refuse.
     const limit = native().sluice_raise_nofile()
-    this.#connectionsMax = limit > 0 ? limit - DESCRIPTORS_RESERVED - plan.listeners.length : Infinity
+    this.#descriptorsMax = limit > 0 ? limit - DESCRIPTORS_RESERVED - plan.listeners.length : Infinity
     const wanted = new Set(plan.listeners.map((listener) => listener.key))
     for (const [key, listener] of this.#listeners) if (!wanted.has(key)) this.#unlisten(key, listener)
     for (const planned of plan.listeners) {
@@ -136,33 +148,25 @@ export class UserPlane implements Services {
   }
 
   #accept(listener: Listener, socket: Socket<End>) {
+    // One that was reset in the backlog has no address any more; its close event follows.
     const ip = plainIp(socket.remoteAddress)
-    const connection = new Connection(
-      this,
-      ip,
-      socket.remotePort,
-      listener.localEnd(socket),
-      listener.plan.port,
-      opening,
-    )
+    const local = listener.localEnd(socket)
+    const connection = new Connection(this, ip, socket.remotePort ?? 0, local, listener.plan.port, opening)
     connection.client.socket = socket
     socket.data = connection.client
-    if (this.#descriptorsUsed() > this.#connectionsMax) {
-      this.reporter.refused(listener.routes[0]?.name ?? '', 'descriptors')
-      connection.discard()
-    } else if (listener.plan.peek) peek(connection, listener.routes)
-    else chooseUnread(connection, listener.routes)
+    try {
+      if (this.#descriptorsUsed > this.#descriptorsMax) {
+        this.reporter.refused(listener.routes[0]?.name ?? '', 'descriptors')
+        connection.discard()
+      } else if (listener.plan.peek) peek(connection, listener.routes)
+      else chooseUnread(connection, listener.routes)
+    } catch (error) {
+      connection.crashed(error)
+    }
   }
 
-  /** An upper bound that costs nothing: exact counting would mean a walk for each connection. */
-  #descriptorsUsed() {
-    return this.table.size * DESCRIPTORS_EACH.splice > this.#connectionsMax ? this.#countDescriptors() : 0
-  }
-
-  #countDescriptors() {
-    let used = 0
-    for (const connection of this.table.values()) used += DESCRIPTORS_EACH[connection.carrier]
-    return used
+  get #descriptorsUsed() {
+    return this.table.size * DESCRIPTORS_EACH + this.spliced * DESCRIPTORS_MORE_SPLICED
   }
 
   close(id: string, reason: CloseReason): boolean {
@@ -223,12 +227,12 @@ export class UserPlane implements Services {
   }
 
   left() {
-    if (!this.#stopped || this.table.size > 0) return
+    if (!this.#stopped || this.#over || this.table.size > 0) return
+    this.#over = true
     for (const drain of this.#deadlines) this.timers.disarm(drain)
     this.#deadlines.clear()
     this.reporter.flush()
     leaveRelay()
-    this.left = () => {}
     this.#stopped.resolve()
   }
 }

@@ -17,6 +17,7 @@ export function chooseUnread(connection: Connection, routes: readonly LiveRoute[
 
 /** Reads first. The connection has a record once a route admits it, or once it ends without one. */
 export function peek(connection: Connection, routes: readonly LiveRoute[]) {
+  if (routes.length === 0) return connection.settle('no_route')
   routesOf.set(connection, routes)
   connection.client.consumer = peeking
   connection.arm(Math.max(...routes.map((route) => route.plan.timeoutsMs.firstByte)), silent)
@@ -62,7 +63,7 @@ function decide(end: End) {
 }
 
 function choose(connection: Connection, routes: readonly LiveRoute[], first: FirstBytes, name: string | undefined) {
-  const route = selectRoute(routes, first, name, connection.clientBytes)
+  const route = selectRoute(routes, first, name, connection)
   if (!route) return connection.settle(reasonWithout(routes, first))
   if (!connection.admit(route)) return
   carry(connection)

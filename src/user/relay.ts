@@ -24,9 +24,10 @@ export function useRelay() {
 export function leaveRelay() {
   if (--users > 0 || state !== 'running') return
   native().sluice_relay_stop()
-  events?.terminate()
-  events = undefined
   state = 'stopped'
+  const socket = events
+  events = undefined // or its close would look like an accident
+  socket?.terminate()
 }
 
 /** Hands the connection over; false: the relay cannot take it (no thread, a unix target), and nothing has changed. */
@@ -52,6 +53,7 @@ export function relay(connection: Connection): boolean {
   target.close()
   const relayed = new Relayed(connection, nextId++, client.received - toTarget.length, client.sent)
   connection.attachment = relayed
+  connection.services.spliced++
   connection.carrier = 'splice'
   connection.setState('open')
   carried.set(relayed.id, relayed)
@@ -66,7 +68,6 @@ export function relay(connection: Connection): boolean {
   )
   if (error < 0) {
     // It owned, and has closed, both descriptors.
-    carried.delete(relayed.id)
     connection.log('error', `The relay did not take a connection: errno ${-error}`)
     connection.settle('internal_error')
   } else armIdle(connection)
@@ -76,6 +77,7 @@ export function relay(connection: Connection): boolean {
 class Relayed implements Attachment {
   #final: { bytesIn: number; bytesOut: number } | undefined
   #closing: CloseReason | undefined
+  #reset = false
 
   constructor(
     readonly connection: Connection,
@@ -86,16 +88,21 @@ class Relayed implements Attachment {
   ) {}
 
   release() {
+    this.connection.services.spliced--
     carried.delete(this.id)
+    // Settled before the relay had its say (a mistake of ours): its sockets must not stay behind.
+    if (!this.#final) native().sluice_relay_close(this.id, 1, 0)
   }
 
   close(reason: CloseReason, reset = true): boolean {
-    if (this.#closing) return true
+    // A second wish can only be a harder one; the first reason stays.
+    if (this.#closing && (this.#reset || !reset)) return true
     if (
       native().sluice_relay_close(this.id, reset ? 1 : 0, reset ? 0 : this.connection.route!.plan.timeoutsMs.grace) < 0
     )
-      return false
-    this.#closing = reason
+      return this.#closing !== undefined
+    this.#closing ??= reason
+    this.#reset = reset
     return true
   }
 
@@ -207,7 +214,12 @@ const eventHandlers = {
   data(_: Bun.Socket<any>, bytes: Buffer) {
     for (let at = 0; at + EVENT_BYTES <= bytes.length; at += EVENT_BYTES) {
       const event = readEvent(bytes, at)
-      carried.get(event.id)?.event(event)
+      const relayed = carried.get(event.id)
+      try {
+        relayed?.event(event)
+      } catch (error) {
+        relayed!.connection.crashed(error)
+      }
     }
   },
   close(socket: Bun.Socket<any>) {
@@ -216,9 +228,5 @@ const eventHandlers = {
     events = undefined
     state = 'failed'
     for (const { connection } of [...carried.values()]) connection.settle('internal_error')
-  },
-  error(_: Bun.Socket<any>, error: Error) {
-    for (const { connection } of carried.values())
-      return connection.services.log('error', `A relay event was not dealt with: ${error.stack}`)
   },
 }

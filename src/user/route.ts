@@ -30,6 +30,9 @@ export class LiveRoute implements Choice, Guard {
   upstreamCa: string | null = null
   /** How to call the handler, or why it cannot be called. */
   handler: Invoke | { problem: string } | null = null
+  /** What prepare() found, repeated with every plan that leaves it so. */
+  readonly problems: string[] = []
+  #certificate: Certificate | undefined
   #lastLog = -Infinity
   #unlogged = 0
 
@@ -53,9 +56,9 @@ export class LiveRoute implements Choice, Guard {
     this.balancer = action.type === 'forward' ? new Balancer(action.targets, action.balance) : null
   }
 
-  /** Reads files and modules. Answers what went wrong; the route then serves what it still can. */
-  async prepare(configFile: string | undefined): Promise<string[]> {
-    const problems: string[] = []
+  /** Reads files and modules. What went wrong is in `problems`; the route then serves what it still can. */
+  async prepare(configFile: string | undefined): Promise<void> {
+    const { problems } = this
     const { action } = this.plan
     if (this.tls) {
       this.clientCa = await pem(this.tls.clientCaFile, problems)
@@ -65,11 +68,16 @@ export class LiveRoute implements Choice, Guard {
       this.handler = await loadHandler(action, configFile)
       if ('problem' in this.handler) problems.push(this.handler.problem)
     }
-    return problems
   }
 
   /** A new context for a new certificate only: session tickets live in the context. */
   setCertificate(certificate: Certificate | undefined): string | undefined {
+    if (
+      this.secureContext &&
+      certificate?.cert === this.#certificate?.cert &&
+      certificate?.key === this.#certificate?.key
+    )
+      return undefined
     this.secureContext = null
     if (!this.terminates || !certificate || (this.tls!.clientCaFile !== null && this.clientCa === null))
       return undefined
@@ -80,6 +88,7 @@ export class LiveRoute implements Choice, Guard {
         ...(this.clientCa === null ? {} : { ca: this.clientCa }),
       })
       this.secureContext = context.context as object
+      this.#certificate = certificate
       return undefined
     } catch (error) {
       return `Cannot use the certificate: ${(error as Error).message}`

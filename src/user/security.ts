@@ -105,12 +105,12 @@ export interface Guard {
 export function refusalFor(
   guard: Guard,
   client: string,
-  bytes: () => Uint8Array,
+  caller: { readonly clientBytes: Uint8Array },
   nowMs: number,
 ): RefusalReason | undefined {
   const { rules, counters } = guard
-  if (!guard.block.empty && guard.block.has(bytes())) return 'route_ip_blocked'
-  if (!guard.allow.empty && !guard.allow.has(bytes())) return 'route_ip_blocked'
+  if (!guard.block.empty && guard.block.has(caller.clientBytes)) return 'route_ip_blocked'
+  if (!guard.allow.empty && !guard.allow.has(caller.clientBytes)) return 'route_ip_blocked'
   if (rules.maxConnections !== null && counters.total >= rules.maxConnections) return 'route_limit'
   if (rules.maxConnectionsPerIp !== null && (counters.byClient.get(client) ?? 0) >= rules.maxConnectionsPerIp)
     return 'route_ip_limit'

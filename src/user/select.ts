@@ -14,16 +14,21 @@ export interface Choice {
 /** What the first bytes were: nothing read (the port alone decides), a ClientHello, an HTTP request head, or something else. */
 export type FirstBytes = 'unread' | 'tls' | 'http' | 'other'
 
+/** Asked for the client's address only where a route has a list: most have none. */
+export interface Caller {
+  readonly clientBytes: Uint8Array
+}
+
 export function selectRoute<T extends Choice>(
   routes: readonly T[],
   first: FirstBytes,
   name: string | undefined,
-  client: () => Uint8Array,
+  client: Caller,
 ): T | undefined {
   return routes.find(
     (route) =>
       speaks(route, first) &&
-      (route.clients.empty || route.clients.has(client())) &&
+      (route.clients.empty || route.clients.has(client.clientBytes)) &&
       matchesName(route.domains, first === 'unread' ? undefined : name, first),
   )
 }

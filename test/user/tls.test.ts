@@ -6,7 +6,20 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import tls from 'node:tls'
 import type { UserTls } from '../../src/plan/types.ts'
-import { client, connected, echo, forward, gone, later, open, readAll, reasons, route, server } from './plane.ts'
+import {
+  client,
+  connected,
+  descriptors,
+  echo,
+  forward,
+  gone,
+  later,
+  open,
+  readAll,
+  reasons,
+  route,
+  server,
+} from './plane.ts'
 
 let key: string
 let cert: string
@@ -284,6 +297,17 @@ test('F2: without a certificate handshakes fail; with the next plan they do not,
   expect(await bench.apply(routes, { a: { key: 'nonsense', cert } })).toHaveLength(1)
 })
 
+test('E12: a session is resumed, also after a plan that changes nothing', async () => {
+  const routes = [route('a', { action: forward(await echo(), { tls: ends('terminate') }) })]
+  const bench = await open(routes, { certificates: { a: { key, cert } } })
+  const first = await tlsClient(bench.port, { maxVersion: 'TLSv1.2' })
+  const session = first.getSession()
+  first.destroy()
+  await bench.apply(routes)
+  const second = await tlsClient(bench.port, { maxVersion: 'TLSv1.2', session })
+  expect(second.isSessionReused()).toBe(true)
+})
+
 test('F1 F8: TLS begins again to the target, whose name is verified', async () => {
   const port = await tlsServer(
     (socket) =>
@@ -354,6 +378,7 @@ test('G4: a storm of handshakes that break off anywhere leaves nothing', async (
     },
   )
   const bytes = await hello('a.test')
+  const before = descriptors()
   let running = 0
   for (let i = 0; i < 400; i++) {
     const socket = net.connect({ port: bench.port, host: '127.0.0.1' })
@@ -371,4 +396,5 @@ test('G4: a storm of handshakes that break off anywhere leaves nothing', async (
   bench.plane.reporter.flush()
   expect(reasons(bench.settled)).not.toContain('internal_error')
   expect(bench.plane.timers.armed).toBe(0)
+  expect(descriptors()).toBeLessThanOrEqual(before + 2)
 }, 20_000)
