@@ -26,6 +26,9 @@ const DEFAULT_MARK_BASE = 0x51000000
 const BACKLOG = 4096
 const RESOLVE_MS_MAX = 2000
 const RESOLVE_EVERY_MS = 30_000
+/** Between attempts to use a kernel that could not be used. */
+const KERNEL_RETRY_MS_MIN = 1000
+const KERNEL_RETRY_MS_MAX = 30_000
 /** Listening sockets opened before the event loop gets a turn. */
 const LISTENERS_AT_ONCE = 64
 
@@ -66,6 +69,9 @@ export class Control implements Gateway {
   #changing: Promise<unknown> = Promise.resolve()
   #drains = new Set<ReturnType<typeof setTimeout>>()
   #resolveTimer: ReturnType<typeof setInterval> | undefined
+  #kernelRetry: ReturnType<typeof setTimeout> | undefined
+  /** No number up to this one is given to a new route: flows of a route that has gone may carry it still. */
+  #highestNumber = 0
   #admin: AdminServer | undefined
   #accessLog: AccessLog | undefined
   #certificates: Certificates
@@ -126,8 +132,8 @@ export class Control implements Gateway {
     }
     // Its socket first: a second gateway with the same configuration ends here, before it touches anything.
     this.#admin = new AdminServer(this.#config.admin?.socket ?? DEFAULT_SOCKET, this)
-    await this.#admin.start()
     try {
+      await this.#admin.start()
       await this.#resolveNames(this.#config)
       await this.#supervisor.start()
       await this.#change(this.#config)
@@ -148,11 +154,14 @@ export class Control implements Gateway {
     })
   }
 
-  /** In the background: a route is served in user space until the kernel is ready. Rejects when a route demands the kernel. */
-  async #startKernel(): Promise<void> {
-    this.#kernelState = { phase: 'starting', reason: null }
+  /** In the background: a route is served in user space until the kernel is ready. Rejects when a route demands the kernel.
+   *  A machine that cannot do it now may be able to later (nft is installed, a lock is released): it is tried again. */
+  async #startKernel(retryMs = KERNEL_RETRY_MS_MIN): Promise<void> {
+    if (this.#kernelState.phase === 'idle') this.#kernelState = { phase: 'starting', reason: null }
+    const before = this.#kernelState.reason
     try {
       const probe = await probeKernel()
+      if (this.#stopping) return
       if (probe.unusable) throw new GatewayError(probe.unusable)
       const kernel = new KernelPlane({
         table: this.#config.kernel?.table ?? 'sluice',
@@ -165,8 +174,10 @@ export class Control implements Gateway {
       })
       this.#kernel = kernel
       const found = await kernel.start()
+      // What the table says counts: the numbers that were given out until now were of no consequence.
       this.#facts.numbers = { ...found.numbers }
-      this.#facts.numbersInUse = found.numbersInUse
+      this.#highestNumber = Math.max(0, ...Object.values(found.numbers), ...found.numbersInUse)
+      this.#facts.kernelUnusable = null
       if (found.hadTable)
         this.log('info', 'Took over the kernel table of an earlier run', {
           routes: Object.keys(found.numbers).length,
@@ -174,9 +185,20 @@ export class Control implements Gateway {
         })
       this.#kernelState = { phase: 'ready', reason: null }
     } catch (error) {
-      this.#kernelState = { phase: 'unusable', reason: (error as Error).message }
-      this.#facts.kernelUnusable = (error as Error).message
-      this.log('warn', `The kernel carries nothing: ${(error as Error).message}`)
+      const reason = (error as Error).message
+      this.#kernel = undefined
+      this.#kernelState = { phase: 'unusable', reason }
+      this.#facts.kernelUnusable = reason
+      if (reason !== before) this.log('warn', `The kernel carries nothing: ${reason}`)
+      if (!this.#stopping)
+        this.#kernelRetry = setTimeout(
+          () =>
+            this.#startKernel(Math.min(retryMs * 2, KERNEL_RETRY_MS_MAX)).catch((error: Error) =>
+              this.log('warn', error.message),
+            ),
+          retryMs,
+        )
+      if (reason === before) return
     }
     await this.#serially(async () => {
       if (!this.#stopping) await this.#carryOut(this.#config)
@@ -198,8 +220,8 @@ export class Control implements Gateway {
   /** Carries a configuration out in both planes. Throws before anything was changed when it cannot be done. */
   async #carryOut(config: Config): Promise<void> {
     const before = this.#plan
-    const facts = { ...this.#facts, numbers: { ...this.#facts.numbers, ...numbersOf(before) } }
-    const next = makePlan(config, facts)
+    const inUse = this.#kernel?.flows.numbers().keys() ?? []
+    const next = makePlan(config, { ...this.#facts, numbersInUse: [...inUse, this.#highestNumber] })
     const required = next.routes.filter((route) => route.required)
     const notKernel = required.find(
       (route) =>
@@ -228,6 +250,8 @@ export class Control implements Gateway {
     this.#plan = next
     this.#planned.resolve()
     this.#config = config
+    this.#facts.numbers = numbersOf(next)
+    this.#highestNumber = next.routes.reduce((highest, route) => Math.max(highest, route.number), this.#highestNumber)
     const workerPlan: WorkerPlan = {
       generation: ++this.#generation,
       listeners: next.listeners.map((listener) => ({
@@ -452,6 +476,10 @@ export class Control implements Gateway {
   } {
     const problem = this.#applied.problems.get(route.name)
     if (problem) return { carrier: route.carrier, state: 'failed', reason: problem }
+    if (route.carrier !== 'kernel' && this.#kernel?.isActive(route.number))
+      return { carrier: 'kernel', state: 'applying', reason: 'in the kernel until its rules are out of it' }
+    if (route.carrier === 'user' && this.#kernelState.phase === 'unusable' && route.reason === this.#kernelState.reason)
+      return { carrier: 'user', state: 'fallback', reason: route.reason }
     if (route.carrier !== 'kernel')
       return {
         carrier: route.carrier,
@@ -540,6 +568,7 @@ export class Control implements Gateway {
     this.log('info', 'Stopping', { graceMs })
     this.#planned.resolve()
     clearInterval(this.#resolveTimer)
+    clearTimeout(this.#kernelRetry)
     for (const timer of this.#drains) clearTimeout(timer)
     // Whatever is under way ends first: its outcome is undone below.
     await this.#changing

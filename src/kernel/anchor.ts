@@ -2,22 +2,41 @@
 // flag ties the table to that process's netlink socket. When the holder dies the table goes with it; it is started again.
 import { anchorLines } from './program.ts'
 
-const RESTART_MS = 1000
-/** The holder answers within this, or the anchor counts as missing. */
-const READY_MS_MAX = 5000
+const RESTART_MS_MIN = 1000
+const RESTART_MS_MAX = 30_000
+/** The holder answers within this, or the anchor counts as missing: as long as any other nft may take (nft.ts). */
+const READY_MS_MAX = 30_000
 
 export class Anchor {
   #child: Bun.PipedSubprocess | undefined
   #restart: ReturnType<typeof setTimeout> | undefined
   #stopped = false
+  #restartMs = RESTART_MS_MIN
+  #up: Promise<void> | undefined
 
   constructor(
     private readonly table: string,
     private readonly log: (level: 'info' | 'warn', message: string) => void,
   ) {}
 
-  /** Resolves when the table is in the kernel; rejects with nft's words when it is refused. */
-  async start(): Promise<void> {
+  /** Resolves when the table is in the kernel, or when the first attempt has failed: that is logged and tried again. Without
+   *  the anchor everything works; it only protects against others. */
+  ensure(): Promise<void> {
+    this.#up ??= this.#start()
+    return this.#up
+  }
+
+  async #start(): Promise<void> {
+    try {
+      await this.#hold()
+      this.#restartMs = RESTART_MS_MIN
+    } catch (error) {
+      if (!this.#stopped && this.#restartMs === RESTART_MS_MIN) this.log('warn', (error as Error).message)
+      this.#child?.kill()
+    }
+  }
+
+  async #hold(): Promise<void> {
     // A holder of an earlier life that was killed with us took its table along: there is nothing to remove first.
     const child = Bun.spawn(['nft', '-i'], { stdio: ['pipe', 'pipe', 'pipe'], env: { ...process.env, TERM: 'dumb' } })
     this.#child = child
@@ -45,13 +64,10 @@ export class Anchor {
   #onExit(child: Bun.PipedSubprocess) {
     if (this.#stopped || this.#child !== child) return
     this.#child = undefined
-    this.log('warn', 'The nft process that holds the anchor table has ended; starting it again')
-    this.#restart = setTimeout(() => {
-      this.start().catch((error: Error) => {
-        this.log('warn', error.message)
-        this.#child?.kill()
-      })
-    }, RESTART_MS)
+    if (this.#restartMs === RESTART_MS_MIN)
+      this.log('warn', 'The nft process that holds the anchor table has ended; starting it again')
+    this.#restart = setTimeout(() => void this.#start(), this.#restartMs)
+    this.#restartMs = Math.min(this.#restartMs * 2, RESTART_MS_MAX)
   }
 
   /** Ends the holder; the kernel removes its table. */

@@ -37,8 +37,7 @@ export interface KernelOptions {
 /** Why this machine cannot carry anything in the kernel; null when it can. */
 export async function probeKernel(): Promise<{ unusable: string | null; version: string | null }> {
   try {
-    const version = await nft.version()
-    await nft.list('sluice_probe')
+    const [version] = await Promise.all([nft.version(), nft.list('sluice_probe')])
     return { unusable: null, version }
   } catch (error) {
     const message = (error as Error).message
@@ -99,8 +98,18 @@ export class KernelPlane {
   /** Takes over what an earlier life left: anchor up, table and flows read. Resolves to the numbers found there. */
   async start(): Promise<{ numbers: Record<string, number>; numbersInUse: number[]; hadTable: boolean }> {
     this.#started = true
-    // The anchor before anything else: from here on even a deleted table resets no flow.
-    await this.#anchor.start()
+    try {
+      return await this.#start()
+    } catch (error) {
+      // Another attempt makes everything anew.
+      this.#started = false
+      this.#leave()
+      await this.#anchor.stop()
+      throw error
+    }
+  }
+
+  async #start() {
     this.#reader = await ConntrackReader.start({
       base: this.options.base,
       mask: MARK_MASK,
@@ -109,6 +118,8 @@ export class KernelPlane {
       onEnd: () => this.options.log('error', 'The conntrack reader has ended; kernel flows are no longer seen'),
     })
     const found = await this.ruleset.adopt()
+    // Flows of an earlier life are there already: from here on even a deleted table resets none of them.
+    if (found) await this.#anchor.ensure()
     const numbers: Record<string, number> = {}
     for (const [key, element] of Object.entries(found?.routes ?? {}))
       if (element.comment) numbers[element.comment] = (Number(key) & ~MARK_MASK) >>> 0
@@ -118,8 +129,10 @@ export class KernelPlane {
     return { numbers, numbersInUse: [...this.flows.numbers().keys()], hadTable: found !== null }
   }
 
-  /** The machine's settings for forwarding; each change is logged, and put back by stop. */
+  /** The machine's settings for forwarding; each change is logged, and put back by stop. And the anchor, before the first
+   *  rule: a machine whose routes need nothing of the kernel is not made to track its connections. */
   async prepare() {
+    await this.#anchor.ensure()
     const { changed, failed } = await this.#sysctl.apply(SETTINGS)
     for (const { name, from, to, why } of changed) this.options.log('info', `Set ${name} = ${to} (was ${from}): ${why}`)
     for (const { name, message } of failed) this.options.log('warn', `Cannot set ${name}: ${message}`)
@@ -189,19 +202,24 @@ export class KernelPlane {
   /** keep: the table and its flows stay as they are. remove: the table goes and live flows are cut. */
   async stop(onStop: 'keep' | 'remove', graceMs: number): Promise<void> {
     if (!this.#started) return
-    clearInterval(this.#resyncTimer)
     if (onStop === 'remove') {
       await this.ruleset.empty().catch(() => {})
       await this.#settleWithin(graceMs)
       for (const number of this.flows.numbers().keys()) this.closeRoute(number, 'drained')
     }
     await this.ruleset.stop(onStop).catch((error: Error) => this.options.log('warn', error.message))
-    this.#reader?.stop()
-    this.#reader = undefined
+    this.#leave()
     await this.#anchor.stop()
     if (onStop === 'remove')
       for (const { name, to } of await this.#sysctl.restore())
         this.options.log('info', `Set ${name} = ${to}, as it was`)
+  }
+
+  /** Hears no more from the kernel. */
+  #leave() {
+    clearInterval(this.#resyncTimer)
+    this.#reader?.stop()
+    this.#reader = undefined
   }
 
   async #settleWithin(graceMs: number) {

@@ -20,8 +20,9 @@ export interface Nft {
   version(): Promise<string>
 }
 
-// zx starts a shell; `exec` replaces it, so that its process id is nft's own.
-const run = $({ quiet: true, nothrow: true, timeout: NFT_MS_MAX, prefix: '', postfix: '' })
+// zx starts a shell; `exec` replaces it, so that its process id is nft's own. At the root: where nft is not in the PATH
+// the shell would take what has that name where we are, such as this project's nft/.
+const run = $({ quiet: true, nothrow: true, timeout: NFT_MS_MAX, prefix: '', postfix: '', cwd: '/' })
 
 const messageOf = (stderr: string) =>
   stderr

@@ -78,7 +78,9 @@ export class AdminServer {
   }
 
   async stop() {
-    await this.#server?.stop(true)
+    // One that was refused because another gateway answers there must leave that one's socket alone.
+    if (!this.#server) return
+    await this.#server.stop(true)
     await rm(this.path, { force: true })
   }
 }
