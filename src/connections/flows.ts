@@ -38,6 +38,7 @@ const TCP = {
   CLOSE: 8,
 } as const
 const IPPROTO_TCP = 6
+const IPS_SEEN_REPLY = 2
 
 const PHASE = { OPENING: 0, OPEN: 1, HALF_CLOSED: 2, CLOSING: 3 } as const
 const STATES = ['opening', 'open', 'half-closed', 'closing'] as const
@@ -154,7 +155,11 @@ export class FlowTable {
     const phase = this.#bytes[slot * SLOT_BYTES + EXTRA.phase]!
     const state = phase === PHASE.CLOSING ? this.#bytes[slot * SLOT_BYTES + AT.state]! : 0
     if (record[AT.counted]) this.#copyCounters(slot, record)
-    this.#settle(slot, state ? closeReason(state, PHASE.OPEN) : destroyReason(record, phase), eventMs(view, at))
+    this.#settle(
+      slot,
+      state ? closeReason(state, PHASE.OPEN) : destroyReason(record, view, at, phase),
+      eventMs(view, at),
+    )
   }
 
   // ---- dumps: the kernel's truth ----
@@ -406,9 +411,17 @@ function closeReason(state: number, phase: number): CloseReason {
   return phase === PHASE.OPENING ? 'target_refused' : 'nftables_closed'
 }
 
-function destroyReason(record: Uint8Array, phase: number): CloseReason {
+/** An entry that goes without its protocol being over: refused, expired, or deleted. */
+function destroyReason(record: Uint8Array, view: DataView, at: number, phase: number): CloseReason {
   if (record[AT.protocol] !== IPPROTO_TCP) return 'idle_timeout'
-  return phase === PHASE.OPENING ? 'connect_timeout' : 'nftables_closed'
+  if (phase === PHASE.OPENING) {
+    // A RST as the only answer deletes the entry at once: it was counted, but SEEN_REPLY is set only after that.
+    const refused =
+      view.getBigUint64(at + AT.replyPackets, true) > 0n && !(view.getUint32(at + AT.status, true) & IPS_SEEN_REPLY)
+    return refused ? 'target_refused' : 'connect_timeout'
+  }
+  // Time left: it has not expired, somebody deleted it.
+  return view.getUint32(at + AT.timeout, true) > 0 ? 'conntrack_flushed' : 'nftables_closed'
 }
 
 /** FNV-1a over the original tuple and zone. */
