@@ -1,7 +1,16 @@
 // The program itself in the laboratory's gateway: started from a configuration as an operator would, watched through its
 // admin socket and its access log, stopped, killed and started again. Nothing of src/ is imported: what is tested is what runs.
 import type { Subprocess } from 'bun'
-import { appendFileSync, chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  appendFileSync,
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import type { Lab, Namespace, Result } from './lab.ts'
@@ -43,7 +52,14 @@ export interface Status {
   pid: number
   connections: { kernel: number; proxied: number }
   worker: { pid: number; uid: number; restarts: number }
-  kernel: { active: boolean; phase: string; reason: string | null; elements: number; transactions: number; drifts: number }
+  kernel: {
+    active: boolean
+    phase: string
+    reason: string | null
+    elements: number
+    transactions: number
+    drifts: number
+  }
   anomalies: number
 }
 
@@ -54,12 +70,16 @@ export interface Reloaded {
 }
 
 /** Polls until `condition` gives something; fails with `what` and its last error when it takes too long. */
-export async function until<T>(condition: () => T | Promise<T>, ms: number, what: string): Promise<NonNullable<T>> {
+export async function until<T>(
+  condition: () => T | Promise<T>,
+  ms: number,
+  what: string,
+): Promise<Exclude<NonNullable<T>, false>> {
   const deadline = performance.now() + ms
   for (let last: unknown; ; await Bun.sleep(POLL_MS)) {
     try {
       const result = await condition()
-      if (result) return result as NonNullable<T>
+      if (result) return result as Exclude<NonNullable<T>, false>
       last = result
     } catch (error) {
       last = error
@@ -84,7 +104,8 @@ export interface GatewayOptions {
   ready?: boolean | ((routes: RouteState[]) => boolean)
 }
 
-export const allActive = (routes: RouteState[]) => routes.every((route) => route.state === 'active' && route.carrier === route.planned)
+export const allActive = (routes: RouteState[]) =>
+  routes.every((route) => route.state === 'active' && route.carrier === route.planned)
 
 export class Gateway implements AsyncDisposable {
   readonly directory = mkdtempSync(join(tmpdir(), 'sluice-lab-'))
@@ -143,11 +164,12 @@ export class Gateway implements AsyncDisposable {
   /** Starts the program, again if it ran before. */
   async restart(options: GatewayOptions = this.options): Promise<void> {
     appendFileSync(this.log, '')
-    this.process = this.namespace.spawn(this.command('run', '--config', this.file), {
+    // By way of env(1): a PATH of the gateway's own must not keep nsenter from being found.
+    const own = Object.entries({ ...options.env }).map(([name, value]) => `${name}=${value}`)
+    this.process = this.namespace.spawn([Bun.which('env')!, ...own, ...this.command('run', '--config', this.file)], {
       stdin: 'ignore',
       stdout: 'ignore',
       stderr: Bun.file(this.log),
-      env: { ...process.env, ...options.env },
     })
     const { ready = true } = options
     if (ready === false) return

@@ -86,7 +86,9 @@ export class Mover {
 
   over(error?: Error) {
     if (this.digest !== undefined) return
-    this.failure = error ?? new Error(`closed after ${this.sent} of ${this.toSend} sent, ${this.received} of ${this.toReceive} received`)
+    this.failure =
+      error ??
+      new Error(`closed after ${this.sent} of ${this.toSend} sent, ${this.received} of ${this.toReceive} received`)
     this.#done.reject(this.failure)
   }
 }
@@ -167,7 +169,12 @@ export class Talker {
     this.#socket = socket
   }
 
-  static async connect(from: Namespace, host: string, port: number, options: { timeoutMs?: number; localPort?: number } = {}): Promise<Talker> {
+  static async connect(
+    from: Namespace,
+    host: string,
+    port: number,
+    options: { timeoutMs?: number; localPort?: number } = {},
+  ): Promise<Talker> {
     let talker: Talker | undefined
     const early: Buffer[] = []
     let earlyEnd: Error | 'closed' | undefined
@@ -232,6 +239,10 @@ export class Talker {
   close(): Promise<unknown> {
     this.#socket.end()
     return this.gone.promise
+  }
+
+  reset() {
+    this.#socket.terminate()
   }
 }
 
