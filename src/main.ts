@@ -1,5 +1,7 @@
 #!/usr/bin/env bun
 // The command line. Each command loads only what it needs: a listing does not carry the gateway with it.
+// First of all: @peculiar/x509 needs it before itself, and the bundler of the compiled program keeps no finer order.
+import 'reflect-metadata'
 import { Command, CommanderError, Option } from 'commander'
 import { DEFAULT_SOCKET, VERSION } from './base/about.ts'
 import { provideModules } from './modules.ts'
