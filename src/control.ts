@@ -17,8 +17,8 @@ import { KernelPlane, probeKernel, programVersion } from './kernel/index.ts'
 import { AccessLog } from './observe/access-log.ts'
 import { AdminServer, type Gateway, type ReloadResult } from './observe/admin.ts'
 import { makeLog, type Log } from './observe/log.ts'
-import { plan as makePlan, type Facts } from './plan/plan.ts'
-import type { Plan, PlannedRoute } from './plan/types.ts'
+import { plan as makePlan } from './plan/plan.ts'
+import type { Facts, Plan, PlannedRoute } from './plan/types.ts'
 import { Supervisor } from './supervisor.ts'
 
 const DEFAULT_MARK_BASE = 0x51000000
@@ -29,6 +29,9 @@ const RESOLVE_EVERY_MS = 30_000
 /** Between attempts to use a kernel that could not be used. */
 const KERNEL_RETRY_MS_MIN = 1000
 const KERNEL_RETRY_MS_MAX = 30_000
+const EADDRINUSE = 98
+/** Only a change that needs a port again waits for it. */
+const WORKER_APPLIES_MS_MAX = 2000
 /** Listening sockets opened before the event loop gets a turn. */
 const LISTENERS_AT_ONCE = 64
 
@@ -67,6 +70,7 @@ export class Control implements Gateway {
   #generation = 0
   #applied = { generation: 0, problems: new Map<string, string>() }
   #changing: Promise<unknown> = Promise.resolve()
+  #kernelStart: Promise<void> | undefined
   #drains = new Set<ReturnType<typeof setTimeout>>()
   #resolveTimer: ReturnType<typeof setInterval> | undefined
   #kernelRetry: ReturnType<typeof setTimeout> | undefined
@@ -78,6 +82,7 @@ export class Control implements Gateway {
   #startedAt = new Date()
   #stopping: Promise<void> | null = null
   #done = Promise.withResolvers<void>()
+  #workerApplied = Promise.withResolvers<boolean>()
   #workerReady = Promise.withResolvers<void>()
   /** The admin socket is there before the first plan is: whoever asks waits for it. */
   #planned = Promise.withResolvers<void>()
@@ -138,9 +143,9 @@ export class Control implements Gateway {
       await this.#supervisor.start()
       await this.#change(this.#config)
       await this.#workerReady.promise
-      const kernel = this.#startKernel()
-      if (this.#plan.routes.some((route) => route.required)) await kernel
-      else void kernel
+      this.#kernelStart = this.#startKernel()
+      if (this.#plan.routes.some((route) => route.required)) await this.#kernelStart
+      else this.#kernelStart.catch((error: Error) => this.log('error', error.message))
     } catch (error) {
       await this.stop(0)
       throw error
@@ -263,7 +268,7 @@ export class Control implements Gateway {
     }
     const wanted = new Set(next.listeners.map((listener) => listener.key))
     const gone = [...this.#listeners.values()].filter((listener) => !wanted.has(listener.key))
-    this.#supervisor.apply(
+    await this.#supervisor.apply(
       workerPlan,
       new Map(
         [...this.#listeners.values()]
@@ -283,7 +288,7 @@ export class Control implements Gateway {
     const any = plan.routes.some((route) => route.carrier === 'kernel')
     // A machine whose configuration needs nothing of the kernel keeps its settings and gets no table.
     if (!any && kernel.ruleset.elements === 0 && kernel.ruleset.settled) return undefined
-    const applied = (any ? kernel.prepare() : Promise.resolve()).then(() => kernel.apply(plan.kernel))
+    const applied = kernel.apply(plan.kernel, any)
     applied.catch(() => {}) // the loop has logged it, and tries again
     return applied
   }
@@ -319,7 +324,10 @@ export class Control implements Gateway {
     for (const { key, address, port } of plan.listeners) {
       if (this.#listeners.has(key)) continue
       const text = cString(address)
-      const fd = native().sluice_listen(ptr(text), port, BACKLOG)
+      const open = () => native().sluice_listen(ptr(text), port, BACKLOG)
+      let fd = open()
+      // A change before this one may have closed the port here, and the worker is about to close it there.
+      if (fd === -EADDRINUSE && (await this.#workerHasApplied())) fd = open()
       if (fd < 0) {
         for (const listener of opened) this.#closeListener(listener)
         throw new GatewayError(`Cannot listen on ${key}: ${errorText(-fd)}`)
@@ -330,6 +338,15 @@ export class Control implements Gateway {
       if (opened.length % LISTENERS_AT_ONCE === 0) await new Promise((turn) => setImmediate(turn))
     }
     return opened
+  }
+
+  /** Waits for the worker to have carried out all that it was told; false when it had, or does not in time. */
+  async #workerHasApplied(): Promise<boolean> {
+    if (this.#applied.generation >= this.#generation) return false
+    const late = setTimeout(() => this.#workerApplied.resolve(false), WORKER_APPLIES_MS_MAX)
+    const result = await this.#workerApplied.promise
+    clearTimeout(late)
+    return result
   }
 
   #closeListener(listener: Listener) {
@@ -413,6 +430,10 @@ export class Control implements Gateway {
           problems: new Map(message.problems.map(({ route, message: text }) => [route, text])),
         }
         for (const { route, message: text } of message.problems) this.log('error', `Route "${route}": ${text}`)
+        if (message.generation >= this.#generation) {
+          this.#workerApplied.resolve(true)
+          this.#workerApplied = Promise.withResolvers()
+        }
         return this.#workerReady.resolve()
       case 'log':
         return this.log(message.level, message.message, message.fields)
@@ -476,7 +497,9 @@ export class Control implements Gateway {
   } {
     const problem = this.#applied.problems.get(route.name)
     if (problem) return { carrier: route.carrier, state: 'failed', reason: problem }
-    if (route.carrier !== 'kernel' && this.#kernel?.isActive(route.number))
+    // Before it has taken over what an earlier life left, the numbers mean nothing.
+    const inKernel = this.#kernelState.phase === 'ready' && this.#kernel?.isActive(route.number, route.name) === true
+    if (route.carrier !== 'kernel' && inKernel)
       return { carrier: 'kernel', state: 'applying', reason: 'in the kernel until its rules are out of it' }
     if (route.carrier === 'user' && this.#kernelState.phase === 'unusable' && route.reason === this.#kernelState.reason)
       return { carrier: 'user', state: 'fallback', reason: route.reason }
@@ -486,7 +509,7 @@ export class Control implements Gateway {
         state: this.#applied.generation === 0 ? 'applying' : 'active',
         reason: route.reason,
       }
-    if (this.#kernel?.isActive(route.number)) return { carrier: 'kernel', state: 'active', reason: route.reason }
+    if (inKernel) return { carrier: 'kernel', state: 'active', reason: route.reason }
     const error = this.#kernel?.ruleset.error
     if (error) return { carrier: 'user', state: 'fallback', reason: `the kernel did not take its rules: ${error}` }
     return { carrier: 'user', state: 'applying', reason: 'in user space until its rules are in the kernel' }
@@ -571,6 +594,7 @@ export class Control implements Gateway {
     clearTimeout(this.#kernelRetry)
     for (const timer of this.#drains) clearTimeout(timer)
     // Whatever is under way ends first: its outcome is undone below.
+    await this.#kernelStart?.catch(() => {})
     await this.#changing
     for (const listener of [...this.#listeners.values()]) this.#closeListener(listener)
     await Promise.all([

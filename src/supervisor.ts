@@ -59,7 +59,7 @@ export class Supervisor {
       () => child.kill('SIGKILL'),
     )
     void child.exited.then(() => this.#onExit(child, idPrefix, performance.now() - startedAt))
-    if (this.#plan) this.#send()
+    if (this.#plan) void this.#send()
   }
 
   #onMessage(message: ToControl) {
@@ -88,25 +88,27 @@ export class Supervisor {
     this.#restart = setTimeout(() => void this.start(), this.restarts === 1 ? 0 : this.#restartMs)
   }
 
-  /** The whole plan, and the descriptors of its listeners by tag. */
-  apply(plan: WorkerPlan, descriptors: Map<number, number>) {
+  /** The whole plan, and the descriptors of its listeners by tag. Resolves when they are on their way: until then the
+   *  descriptors of the plan before must stay open, or their numbers could be another's when they are sent. */
+  apply(plan: WorkerPlan, descriptors: Map<number, number>): Promise<void> {
     this.#plan = plan
     this.#descriptors = descriptors
     for (const tag of this.#sent) if (!descriptors.has(tag)) this.#sent.delete(tag)
-    this.#send()
+    return this.#send()
   }
 
-  #send() {
+  #send(): Promise<void> {
     const channel = this.#channel
-    if (!channel) return
+    if (!channel) return Promise.resolve()
     // In order: the descriptors of one plan before its line, plans one after another.
-    this.#sending = this.#sending.then(async () => {
-      if (channel !== this.#channel || !this.#plan) return
+    return (this.#sending = this.#sending.then(async () => {
+      const plan = this.#plan
+      if (channel !== this.#channel || !plan) return
       const fresh = [...this.#descriptors].filter(([tag]) => !this.#sent.has(tag))
       for (const [tag] of fresh) this.#sent.add(tag)
       await channel.sendDescriptors(fresh, { type: 'descriptors' }).catch(() => channel.close())
-      channel.send({ type: 'plan', plan: this.#plan })
-    })
+      channel.send({ type: 'plan', plan })
+    }))
   }
 
   send(message: ToWorker) {

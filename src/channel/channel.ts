@@ -8,6 +8,8 @@ const SOCK_SEQPACKET = 5
 const QUEUE_BYTES_MAX = 64 * 1024 * 1024
 const EAGAIN = 11
 const DESCRIPTORS_AT_ONCE = 64
+/** A peer that takes no descriptor for this long is stuck. */
+const DESCRIPTORS_MS_MAX = 10_000
 /** One line: a plan of 10,000 routes is about 6 MB. */
 const LINE_BYTES_MAX = 64 * 1024 * 1024
 
@@ -115,10 +117,14 @@ export class Channel<Out, In> {
   /** Passes descriptors on; the caller keeps its own. After each handful the peer is told to take them: a socket holds
    *  only about 200 in flight. */
   async sendDescriptors(descriptors: [tag: number, fd: number][], took: Out) {
+    let deadline = performance.now() + DESCRIPTORS_MS_MAX
     for (let i = 0; i < descriptors.length && !this.#closed;) {
       const sent = native().sluice_send_fd(this.ends.descriptors, descriptors[i]![0], descriptors[i]![1])
-      if (sent === 0) i++
-      else if (sent !== -EAGAIN) throw new Error(`Cannot pass a descriptor to the worker: error ${-sent}`)
+      if (sent === 0) {
+        i++
+        deadline = performance.now() + DESCRIPTORS_MS_MAX
+      } else if (sent !== -EAGAIN || performance.now() > deadline)
+        throw new Error(`Cannot pass a descriptor to the worker: error ${-sent}`)
       if (sent !== 0 || i % DESCRIPTORS_AT_ONCE === 0 || i === descriptors.length) this.send(took)
       if (sent !== 0) await Bun.sleep(1)
     }

@@ -60,6 +60,7 @@ export class KernelPlane {
   #dumpAgain = false
   #freshAt = 0
   #started = false
+  #latest: KernelState = {}
   /** Times that the kernel dropped events because we were too slow. */
   lost = 0
 
@@ -131,20 +132,25 @@ export class KernelPlane {
 
   /** The machine's settings for forwarding; each change is logged, and put back by stop. And the anchor, before the first
    *  rule: a machine whose routes need nothing of the kernel is not made to track its connections. */
-  async prepare() {
+  async #prepare() {
     await this.#anchor.ensure()
     const { changed, failed } = await this.#sysctl.apply(SETTINGS)
     for (const { name, from, to, why } of changed) this.options.log('info', `Set ${name} = ${to} (was ${from}): ${why}`)
     for (const { name, message } of failed) this.options.log('warn', `Cannot set ${name}: ${message}`)
   }
 
-  /** Wants the plan's elements in the kernel; resolves when they are, rejects with the first failure. The loop goes on either way. */
-  apply(state: KernelState): Promise<void> {
-    return this.ruleset.want(state)
+  /** Wants the plan's elements in the kernel; resolves when they (or later ones) are, rejects with the first failure. The loop
+   *  goes on either way. With `forwards` the machine is made ready first. */
+  async apply(state: KernelState, forwards: boolean): Promise<void> {
+    this.#latest = state
+    if (forwards) await this.#prepare()
+    // Preparing takes a while, now more, now less: an older wish must not overtake a newer one.
+    await this.ruleset.want(this.#latest)
   }
 
-  isActive(number: number) {
-    return this.ruleset.isActive(mark(this.options.base, number))
+  /** The kernel has the elements of this number, and they are this route's. */
+  isActive(number: number, name: string) {
+    return this.ruleset.isActive(mark(this.options.base, number), name)
   }
 
   // ---- flows ----

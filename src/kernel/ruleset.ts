@@ -50,8 +50,9 @@ export class Ruleset {
   }
 
   /** true when the elements of this route number are in the kernel. */
-  isActive(markKey: string): boolean {
-    return this.#have?.routes?.[markKey] !== undefined
+  isActive(markKey: string, name?: string): boolean {
+    const route = this.#have?.routes?.[markKey]
+    return route !== undefined && (name === undefined || route.comment === name)
   }
 
   get elements(): number {
