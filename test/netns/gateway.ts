@@ -252,7 +252,12 @@ export class Gateway implements AsyncDisposable {
 
   /** Waits until every route is active in the carrier that was planned for it. */
   settled(ms = 10_000): Promise<unknown> {
-    return until(async () => allActive(await this.routes()), ms, 'every route is where the plan wants it')
+    return until(async () => allActive(await this.routes()), ms, 'every route is where the plan wants it').catch(
+      async (error: Error) => {
+        const left = (await this.routes()).filter((route) => !allActive([route]))
+        throw new Error(`${error.message}\n${Bun.inspect([left, (await this.status()).kernel])}\n${this.logText()}`)
+      },
+    )
   }
 
   /** SIGTERM; resolves to the exit code. */
