@@ -1,20 +1,9 @@
 // The worker process: everything that touches a byte from the network. It gives up root first, then takes listening
 // descriptors and plans from control and reports what becomes of the connections. When control goes, it goes.
 import { Channel } from './channel/channel.ts'
-import type { ToControl, ToWorker } from './channel/messages.ts'
+import { WORKER_ENDS, WORKER_ENVIRONMENT, type ToControl, type ToWorker, type WorkerStart } from './channel/messages.ts'
 import { native } from './base/native.ts'
 import { UserPlane } from './user/index.ts'
-
-/** How control tells a worker who it is; one JSON object in this variable of the environment. */
-export const WORKER_ENVIRONMENT = 'SLUICE_WORKER'
-/** Where its ends of the channel are. */
-export const WORKER_ENDS = { lines: 3, descriptors: 4 }
-
-export interface WorkerStart {
-  idPrefix: string
-  configFile?: string
-  user: { uid: number; gid: number } | null
-}
 
 export async function runWorker(): Promise<void> {
   const start = JSON.parse(process.env[WORKER_ENVIRONMENT] ?? '{}') as WorkerStart

@@ -3,6 +3,17 @@ import type { ConnectionEvents } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { PlannedListener, UserRoute } from '../plan/types.ts'
 
+/** How control tells a worker who it is; one JSON object in this variable of the environment. */
+export const WORKER_ENVIRONMENT = 'SLUICE_WORKER'
+/** Where its ends of the channel are. */
+export const WORKER_ENDS = { lines: 3, descriptors: 4 }
+
+export interface WorkerStart {
+  idPrefix: string
+  configFile?: string
+  user: { uid: number; gid: number } | null
+}
+
 /** What a worker has to carry out: always the whole of it, never a difference, so that a message can be repeated. */
 export interface WorkerPlan {
   generation: number

@@ -32,7 +32,7 @@ export function printProblems(problems: Problem[]) {
 /** Columns as wide as their widest cell; the last one is cut to the terminal. */
 export function table(head: string[], rows: string[][]): string {
   const widths = head.map((title, i) => Math.max(title.length, ...rows.map((row) => row[i]!.length)))
-  const width = process.stdout.columns ?? Infinity
+  const width = process.stdout.columns || Infinity
   const line = (cells: string[]) => {
     const text = cells.map((cell, i) => (i === cells.length - 1 ? cell : cell.padEnd(widths[i]!))).join('  ')
     return text.length > width ? `${text.slice(0, Math.max(0, width - 1))}…` : text

@@ -38,7 +38,12 @@ export class Anchor {
 
   async #hold(): Promise<void> {
     // A holder of an earlier life that was killed with us took its table along: there is nothing to remove first.
-    const child = Bun.spawn(['nft', '-i'], { stdio: ['pipe', 'pipe', 'pipe'], env: { ...process.env, TERM: 'dumb' } })
+    const child = Bun.spawn(['nft', '-i'], {
+      stdio: ['pipe', 'pipe', 'pipe'],
+      env: { ...process.env, TERM: 'dumb' },
+      // A session of its own: a terminal's Ctrl-C is for us, and the anchor is the last to go.
+      detached: true,
+    })
     this.#child = child
     void child.exited.then(() => this.#onExit(child))
     // Commands are served in order: when the last one's answer is there, all before it have been carried out.

@@ -2,9 +2,8 @@
 // that writes element text, always from numbers and parsed addresses, never from a string of the configuration.
 import { familyOf, parseTarget } from '../base/addresses.ts'
 import type { Config, Route } from '../config/schema.ts'
-import type { Facts } from './plan.ts'
 import type { Ownership } from './ports.ts'
-import type { KernelState, PlannedRoute } from './types.ts'
+import type { Facts, KernelState, PlannedRoute } from './types.ts'
 
 /** Must be the modulus in nft/sluice.nft. */
 export const SLOTS = 256

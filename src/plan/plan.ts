@@ -7,21 +7,7 @@ import type { Config, Route, Timeouts } from '../config/schema.ts'
 import { kernelState } from './kernel-state.ts'
 import { listeners, listensOf, needsPeek } from './listeners.ts'
 import { ownership, type Ownership } from './ports.ts'
-import type { Plan, PlannedRoute, UserRoute, UserTarget, UserTls } from './types.ts'
-
-export interface Facts {
-  /** Why nothing can be put into the kernel on this machine; null when it can. */
-  kernelUnusable: string | null
-  /** Numbers that route names have already: from the running plan, or read back from the table after a restart. */
-  numbers: Record<string, number>
-  /** Numbers that live flows still carry, of routes that are gone: not given to a new route. */
-  numbersInUse: number[]
-  /** Addresses of target names; a name that is missing is not resolved (yet). */
-  resolved: Record<string, string[]>
-  markBase: number
-  /** Identity of the static program, so that the plan carries what the table should say of itself. */
-  programVersion: string
-}
+import type { Facts, Plan, PlannedRoute, UserRoute, UserTarget, UserTls } from './types.ts'
 
 export const NUMBER_MAX = 0xffffff
 

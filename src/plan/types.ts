@@ -3,6 +3,21 @@
 
 export type Carrier = 'kernel' | 'splice' | 'user'
 
+/** What plan() has to know of the machine and of what went before. */
+export interface Facts {
+  /** Why nothing can be put into the kernel on this machine; null when it can. */
+  kernelUnusable: string | null
+  /** Numbers that route names have already: from the running plan, or read back from the table after a restart. */
+  numbers: Record<string, number>
+  /** Numbers that live flows still carry, of routes that are gone: not given to a new route. */
+  numbersInUse: number[]
+  /** Addresses of target names; a name that is missing is not resolved (yet). */
+  resolved: Record<string, string[]>
+  markBase: number
+  /** Identity of the static program, so that the plan carries what the table should say of itself. */
+  programVersion: string
+}
+
 export interface Plan {
   routes: PlannedRoute[]
   /** Every listening socket, kernel routes included: their user-space twins serve until the rules are in, and loopback clients. */

@@ -3,7 +3,8 @@ import { describe, expect, test } from 'bun:test'
 import { check } from '../../src/config/check.ts'
 import type { Route } from '../../src/config/schema.ts'
 import { assignSlots, SLOTS } from '../../src/plan/kernel-state.ts'
-import { plan, type Facts } from '../../src/plan/plan.ts'
+import { plan } from '../../src/plan/plan.ts'
+import type { Facts } from '../../src/plan/types.ts'
 
 const facts = (more: Partial<Facts> = {}): Facts => ({
   kernelUnusable: null,
