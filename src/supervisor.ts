@@ -4,7 +4,7 @@ import { readFile } from 'node:fs/promises'
 import { Channel, closeEnds, openEnds } from './channel/channel.ts'
 import type { ToControl, ToWorker, WorkerPlan } from './channel/messages.ts'
 import { selfArguments } from './config/load.ts'
-import { WORKER_ENVIRONMENT, type WorkerStart } from './worker.ts'
+import { WORKER_ENVIRONMENT, type WorkerStart } from './channel/messages.ts'
 
 /** A worker that dies younger than this is restarted with growing pauses. */
 const YOUNG_MS = 5000
