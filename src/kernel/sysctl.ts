@@ -14,6 +14,8 @@ export const SETTINGS: Setting[] = [
   { name: 'net.ipv6.conf.all.forwarding', value: '1', why: 'the kernel forwards IPv6 packets to the targets' },
   { name: 'net.netfilter.nf_conntrack_acct', value: '1', why: 'records have byte counts' },
   { name: 'net.netfilter.nf_conntrack_timestamp', value: '1', why: 'records keep their start over a restart' },
+  // 2, the usual value, gives events to a flow only when somebody listens as it begins, whatever the rules say.
+  { name: 'net.netfilter.nf_conntrack_events', value: '1', why: 'flows that begin during a restart have events too' },
 ]
 
 const pathOf = (name: string) => `/proc/sys/${name.replaceAll('.', '/')}`
