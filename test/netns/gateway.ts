@@ -1,16 +1,7 @@
 // The program itself in the laboratory's gateway: started from a configuration as an operator would, watched through its
 // admin socket and its access log, stopped, killed and started again. Nothing of src/ is imported: what is tested is what runs.
 import type { Subprocess } from 'bun'
-import {
-  appendFileSync,
-  chmodSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs'
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import type { Lab, Namespace, Result } from './lab.ts'
@@ -112,7 +103,7 @@ export class Gateway implements AsyncDisposable {
   readonly file = join(this.directory, 'sluice.json')
   readonly socket = join(this.directory, 'admin.sock')
   readonly accessLog = join(this.directory, 'access.jsonl')
-  readonly log = join(this.directory, 'log')
+  #lives = 0
   readonly namespace: Namespace
   process!: Subprocess<any, any, any>
 
@@ -163,7 +154,7 @@ export class Gateway implements AsyncDisposable {
 
   /** Starts the program, again if it ran before. */
   async restart(options: GatewayOptions = this.options): Promise<void> {
-    appendFileSync(this.log, '')
+    this.#lives++
     // By way of env(1): a PATH of the gateway's own must not keep nsenter from being found.
     const own = Object.entries({ ...options.env }).map(([name, value]) => `${name}=${value}`)
     this.process = this.namespace.spawn([Bun.which('env')!, ...own, ...this.command('run', '--config', this.file)], {
@@ -182,6 +173,11 @@ export class Gateway implements AsyncDisposable {
       `the gateway serves (its log: ${this.logText()})`,
     )
     if (this.process.exitCode !== null) throw new Error(`the gateway ended: ${this.logText()}`)
+  }
+
+  /** Standard error of this life. */
+  get log() {
+    return join(this.directory, `log-${this.#lives}`)
   }
 
   logText(): string {
