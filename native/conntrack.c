@@ -4,6 +4,7 @@
  * notifications, dumps, and single queries. The thread sleeps in poll; under load it rests a few milliseconds between
  * rounds so that one wake-up of JavaScript serves many flows (the kernel's receive buffer holds them meanwhile). */
 #define _GNU_SOURCE
+#include "conntrack_parts.h"
 #include "sluice.h"
 #include <arpa/inet.h>
 #include <errno.h>
@@ -26,11 +27,13 @@
 #include <time.h>
 #include <unistd.h>
 
-#define RECORDS_PER_MESSAGE 96            /* 15 KiB: below the default limit of one unix datagram */
 #define RECEIVE_BUFFER (16 * 1024 * 1024) /* about 20,000 events; an overrun is noticed and repaired, not silent */
 #define REST_NS 4000000                   /* between rounds under load */
-#define REST_FROM 4                       /* events in a round that count as load */
-#define ATTRIBUTE_TIMESTAMP_EVENT 27      /* CTA_TIMESTAMP_EVENT: kernel 6.14, newer than Debian 12's headers */
+#define REST_FROM 8                       /* events in a round that count as load */
+#define DATAGRAMS 64                      /* read with one system call */
+#define DATAGRAM_BYTES 4096               /* the kernel makes no notification larger than a page */
+#define EVENTS_PER_ROUND 4096             /* then dumps and nft have their turn */
+#define READS 32                          /* flows whose counters are asked for with one system call */
 
 _Static_assert(sizeof(struct sluice_flow) == 160, "the layout is shared with TypeScript");
 
@@ -40,136 +43,18 @@ static struct {
   char table[64];
   int out, wake;
   pthread_t thread;
-  atomic_int stopping;
+  volatile int stopping;
   _Atomic uint32_t dump_wanted; /* request number + 1, 0 for none: a later request replaces an unserved one */
   uint16_t dumping;             /* request number being served */
   int nft_touched;
-  struct sluice_flow pending[RECORDS_PER_MESSAGE];
-  unsigned pending_count;
+  struct sluice_flow *ended[READS]; /* staged records that wait for their counters */
+  unsigned ended_count;
 } ct;
-
-static uint64_t now_ns(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_REALTIME, &now);
-  return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-/* ---- out: records to TypeScript ---- */
-
-/* Blocks when TypeScript does not read: then the kernel's buffer fills, overruns, and we say LOST. Nothing else is bounded by us. */
-static void flush(void) {
-  size_t bytes = ct.pending_count * sizeof ct.pending[0];
-  while (ct.pending_count && !atomic_load(&ct.stopping)) {
-    if (send(ct.out, ct.pending, bytes, MSG_NOSIGNAL) >= 0 || (errno != EAGAIN && errno != EINTR)) break;
-    struct pollfd wait[2] = {{.fd = ct.out, .events = POLLOUT}, {.fd = ct.wake, .events = POLLIN}};
-    poll(wait, 2, 1000);
-  }
-  ct.pending_count = 0;
-}
-
-static struct sluice_flow *next_record(uint8_t kind) {
-  if (ct.pending_count == RECORDS_PER_MESSAGE) flush();
-  struct sluice_flow *record = &ct.pending[ct.pending_count++];
-  memset(record, 0, sizeof *record);
-  record->kind = kind;
-  return record;
-}
-
-/* ---- in: netlink attributes ---- */
-
-static void parse_ports(const struct nlattr *nest, struct sluice_flow *flow, uint16_t *sport, uint16_t *dport) {
-  struct nlattr *attribute;
-  mnl_attr_for_each_nested(attribute, nest) switch (mnl_attr_get_type(attribute)) {
-    case CTA_PROTO_NUM: flow->protocol = mnl_attr_get_u8(attribute); break;
-    case CTA_PROTO_SRC_PORT: *sport = ntohs(mnl_attr_get_u16(attribute)); break;
-    case CTA_PROTO_DST_PORT: *dport = ntohs(mnl_attr_get_u16(attribute)); break;
-  }
-}
-
-static void parse_ips(const struct nlattr *nest, struct sluice_flow *flow, uint8_t *src, uint8_t *dst) {
-  struct nlattr *attribute;
-  mnl_attr_for_each_nested(attribute, nest) switch (mnl_attr_get_type(attribute)) {
-    case CTA_IP_V4_SRC: flow->family = 4; memcpy(src, mnl_attr_get_payload(attribute), 4); break;
-    case CTA_IP_V4_DST: memcpy(dst, mnl_attr_get_payload(attribute), 4); break;
-    case CTA_IP_V6_SRC: flow->family = 6; memcpy(src, mnl_attr_get_payload(attribute), 16); break;
-    case CTA_IP_V6_DST: memcpy(dst, mnl_attr_get_payload(attribute), 16); break;
-  }
-}
-
-static void parse_tuple(const struct nlattr *nest, struct sluice_flow *flow, int reply) {
-  struct nlattr *attribute;
-  mnl_attr_for_each_nested(attribute, nest) switch (mnl_attr_get_type(attribute)) {
-    case CTA_TUPLE_IP: parse_ips(attribute, flow, reply ? flow->reply_src : flow->orig_src, reply ? flow->reply_dst : flow->orig_dst); break;
-    case CTA_TUPLE_PROTO: parse_ports(attribute, flow, reply ? &flow->reply_sport : &flow->orig_sport, reply ? &flow->reply_dport : &flow->orig_dport); break;
-  }
-}
-
-static void parse_counters(const struct nlattr *nest, uint64_t *packets, uint64_t *bytes) {
-  struct nlattr *attribute;
-  mnl_attr_for_each_nested(attribute, nest) switch (mnl_attr_get_type(attribute)) {
-    case CTA_COUNTERS_PACKETS: *packets = be64toh(mnl_attr_get_u64(attribute)); break;
-    case CTA_COUNTERS_BYTES: *bytes = be64toh(mnl_attr_get_u64(attribute)); break;
-  }
-}
-
-static void parse_tcp_state(const struct nlattr *nest, struct sluice_flow *flow) {
-  struct nlattr *outer, *inner;
-  mnl_attr_for_each_nested(outer, nest) if (mnl_attr_get_type(outer) == CTA_PROTOINFO_TCP)
-    mnl_attr_for_each_nested(inner, outer) if (mnl_attr_get_type(inner) == CTA_PROTOINFO_TCP_STATE) flow->tcp_state = mnl_attr_get_u8(inner);
-}
-
-static void parse_flow(const struct nlmsghdr *message, struct sluice_flow *flow) {
-  struct nlattr *attribute, *inner;
-  mnl_attr_for_each(attribute, message, sizeof(struct nfgenmsg)) switch (mnl_attr_get_type(attribute)) {
-    case CTA_TUPLE_ORIG: parse_tuple(attribute, flow, 0); break;
-    case CTA_TUPLE_REPLY: parse_tuple(attribute, flow, 1); break;
-    case CTA_STATUS: flow->status = ntohl(mnl_attr_get_u32(attribute)); break;
-    case CTA_PROTOINFO: parse_tcp_state(attribute, flow); break;
-    case CTA_TIMEOUT: flow->timeout_s = ntohl(mnl_attr_get_u32(attribute)); break;
-    case CTA_MARK: flow->mark = ntohl(mnl_attr_get_u32(attribute)); break;
-    case CTA_ID: flow->id = ntohl(mnl_attr_get_u32(attribute)); break;
-    case CTA_ZONE: flow->zone = ntohs(mnl_attr_get_u16(attribute)); break;
-    case CTA_COUNTERS_ORIG: flow->counted = 1; parse_counters(attribute, &flow->orig_packets, &flow->orig_bytes); break;
-    case CTA_COUNTERS_REPLY: parse_counters(attribute, &flow->reply_packets, &flow->reply_bytes); break;
-    case CTA_TIMESTAMP:
-      mnl_attr_for_each_nested(inner, attribute) if (mnl_attr_get_type(inner) == CTA_TIMESTAMP_START) flow->start_ns = be64toh(mnl_attr_get_u64(inner));
-      break;
-    case ATTRIBUTE_TIMESTAMP_EVENT: flow->event_ns = be64toh(mnl_attr_get_u64(attribute)); break;
-  }
-  if (!flow->event_ns) flow->event_ns = now_ns();
-}
 
 /* Flows that user space carries have the mark too where limits need it; only DNAT makes a flow the kernel's. */
 static int is_ours(const struct sluice_flow *flow) { return (flow->mark & ct.mask) == ct.base && (flow->status & IPS_DST_NAT); }
 
 /* ---- one flow: read, delete ---- */
-
-static void put_tuple(struct nlmsghdr *message, const struct sluice_flow *flow) {
-  size_t width = flow->family == 4 ? 4 : 16;
-  struct nlattr *tuple = mnl_attr_nest_start(message, CTA_TUPLE_ORIG);
-  struct nlattr *ip = mnl_attr_nest_start(message, CTA_TUPLE_IP);
-  mnl_attr_put(message, flow->family == 4 ? CTA_IP_V4_SRC : CTA_IP_V6_SRC, width, flow->orig_src);
-  mnl_attr_put(message, flow->family == 4 ? CTA_IP_V4_DST : CTA_IP_V6_DST, width, flow->orig_dst);
-  mnl_attr_nest_end(message, ip);
-  struct nlattr *proto = mnl_attr_nest_start(message, CTA_TUPLE_PROTO);
-  mnl_attr_put_u8(message, CTA_PROTO_NUM, flow->protocol);
-  mnl_attr_put_u16(message, CTA_PROTO_SRC_PORT, htons(flow->orig_sport));
-  mnl_attr_put_u16(message, CTA_PROTO_DST_PORT, htons(flow->orig_dport));
-  mnl_attr_nest_end(message, proto);
-  mnl_attr_nest_end(message, tuple);
-  if (flow->zone) mnl_attr_put_u16(message, CTA_ZONE, htons(flow->zone));
-}
-
-static struct nlmsghdr *start_message(char *buffer, uint16_t type, uint16_t flags, uint8_t family) {
-  struct nlmsghdr *message = mnl_nlmsg_put_header(buffer);
-  message->nlmsg_type = (uint16_t)(NFNL_SUBSYS_CTNETLINK << 8 | type);
-  message->nlmsg_flags = NLM_F_REQUEST | flags;
-  struct nfgenmsg *header = mnl_nlmsg_put_extra_header(message, sizeof *header);
-  header->nfgen_family = family;
-  header->version = NFNETLINK_V0;
-  header->res_id = 0;
-  return message;
-}
 
 /* Netlink answers within the send: the receive never waits for another process. */
 static int ask(struct mnl_socket *socket, struct nlmsghdr *message, struct sluice_flow *answer) {
@@ -184,32 +69,30 @@ static int ask(struct mnl_socket *socket, struct nlmsghdr *message, struct sluic
     for (struct nlmsghdr *reply = (struct nlmsghdr *)buffer; mnl_nlmsg_ok(reply, left); reply = mnl_nlmsg_next(reply, &left)) {
       if (reply->nlmsg_seq != message->nlmsg_seq) continue; /* left over from a call that failed half way */
       if (reply->nlmsg_type == NLMSG_ERROR) return ((struct nlmsgerr *)mnl_nlmsg_get_payload(reply))->error;
-      if (answer) parse_flow(reply, answer);
+      if (answer) ct_parse_flow(reply, answer);
       return 0;
     }
   }
 }
 
-static int read_flow(struct mnl_socket *socket, struct sluice_flow *flow) {
+int sluice_ct_get(struct sluice_flow *flow) {
+  if (!ct.queries) return -ENOTCONN;
   char buffer[MNL_SOCKET_BUFFER_SIZE];
-  struct nlmsghdr *message = start_message(buffer, IPCTNL_MSG_CT_GET, 0, flow->family == 4 ? AF_INET : AF_INET6);
-  put_tuple(message, flow);
+  struct nlmsghdr *message = ct_start_message(buffer, IPCTNL_MSG_CT_GET, 0, flow->family == 4 ? AF_INET : AF_INET6);
+  ct_put_tuple(message, flow);
   struct sluice_flow found = {.kind = flow->kind};
-  int error = ask(socket, message, &found);
+  int error = ask(ct.queries, message, &found);
   if (error) return error;
   if (found.id != flow->id) return -ENOENT; /* another flow has the tuple by now */
-  found.event_ns = flow->event_ns;
   *flow = found;
   return 0;
 }
 
-int sluice_ct_get(struct sluice_flow *flow) { return ct.queries ? read_flow(ct.queries, flow) : -ENOTCONN; }
-
 int sluice_ct_delete(const struct sluice_flow *flow) {
   if (!ct.queries) return -ENOTCONN;
   char buffer[MNL_SOCKET_BUFFER_SIZE];
-  struct nlmsghdr *message = start_message(buffer, IPCTNL_MSG_CT_DELETE, NLM_F_ACK, flow->family == 4 ? AF_INET : AF_INET6);
-  put_tuple(message, flow);
+  struct nlmsghdr *message = ct_start_message(buffer, IPCTNL_MSG_CT_DELETE, NLM_F_ACK, flow->family == 4 ? AF_INET : AF_INET6);
+  ct_put_tuple(message, flow);
   mnl_attr_put_u32(message, CTA_ID, htonl(flow->id)); /* the kernel refuses when the id is another flow's */
   return ask(ct.queries, message, NULL);
 }
@@ -220,29 +103,61 @@ static int over(const struct sluice_flow *flow) {
   return flow->protocol == IPPROTO_TCP && (flow->tcp_state == TCP_CONNTRACK_TIME_WAIT || flow->tcp_state == TCP_CONNTRACK_CLOSE);
 }
 
+/* The counters of flows that have just ended: UPDATE carries none. Many requests in one send, each with one answer. A flow
+ * whose entry has gone already stays uncounted here: DESTROY brings its counters. */
+static void read_ended(void) {
+  static char requests[READS * 256], answers[8192];
+  if (!ct.ended_count) return;
+  size_t length = 0;
+  for (unsigned i = 0; i < ct.ended_count; i++) {
+    struct nlmsghdr *message = ct_start_message(requests + length, IPCTNL_MSG_CT_GET, 0, ct.ended[i]->family == 4 ? AF_INET : AF_INET6);
+    message->nlmsg_seq = i;
+    ct_put_tuple(message, ct.ended[i]);
+    length += MNL_ALIGN(message->nlmsg_len);
+  }
+  unsigned expected = ct.ended_count;
+  ct.ended_count = 0;
+  if (mnl_socket_sendto(ct.reads, requests, length) < 0) return;
+  while (expected > 0) {
+    ssize_t got = recv(mnl_socket_get_fd(ct.reads), answers, sizeof answers, MSG_DONTWAIT); /* all there: see ask() */
+    if (got < 0) break;
+    int left = (int)got;
+    for (struct nlmsghdr *reply = (struct nlmsghdr *)answers; mnl_nlmsg_ok(reply, left); reply = mnl_nlmsg_next(reply, &left), expected--) {
+      struct sluice_flow found = {0};
+      if (reply->nlmsg_type == NLMSG_ERROR || reply->nlmsg_seq >= READS) continue;
+      ct_parse_flow(reply, &found);
+      struct sluice_flow *record = ct.ended[reply->nlmsg_seq];
+      if (found.id != record->id || !found.counted) continue;
+      record->counted = 1;
+      record->orig_packets = found.orig_packets;
+      record->orig_bytes = found.orig_bytes;
+      record->reply_packets = found.reply_packets;
+      record->reply_bytes = found.reply_bytes;
+    }
+  }
+}
+
 static int on_event(const struct nlmsghdr *message, void *data) {
   (void)data;
   struct sluice_flow flow = {0};
-  parse_flow(message, &flow);
+  ct_parse_flow(message, &flow);
   if (!is_ours(&flow)) return MNL_CB_OK;
   int type = message->nlmsg_type & 0xff;
   if (type == IPCTNL_MSG_CT_DELETE) flow.kind = SLUICE_FLOW_DESTROY;
   else if (message->nlmsg_flags & (NLM_F_CREATE | NLM_F_EXCL)) flow.kind = SLUICE_FLOW_NEW;
-  else if (over(&flow)) {
-    flow.kind = SLUICE_FLOW_CLOSED;
-    read_flow(ct.reads, &flow); /* UPDATE carries no counters; when the entry has gone already, DESTROY brings them */
-    flow.kind = SLUICE_FLOW_CLOSED;
-  } else flow.kind = SLUICE_FLOW_UPDATE;
-  *next_record(flow.kind) = flow;
+  else flow.kind = over(&flow) ? SLUICE_FLOW_CLOSED : SLUICE_FLOW_UPDATE;
+  struct sluice_flow *ended = stage_event(&flow);
+  if (ended) ct.ended[ct.ended_count++] = ended;
+  if (ct.ended_count == READS) read_ended();
   return MNL_CB_OK;
 }
 
 static int on_dumped(const struct nlmsghdr *message, void *data) {
   (void)data;
   struct sluice_flow flow = {.kind = SLUICE_FLOW_DUMPED, .request = ct.dumping};
-  parse_flow(message, &flow);
+  ct_parse_flow(message, &flow);
   flow.request = ct.dumping;
-  if (is_ours(&flow)) *next_record(flow.kind) = flow;
+  if (is_ours(&flow)) *stage_append(flow.kind) = flow;
   return MNL_CB_OK;
 }
 
@@ -259,51 +174,76 @@ static int on_nft(const struct nlmsghdr *message, void *data) {
       ct.nft_touched = 1;
   }
   if (type == NFT_MSG_NEWGEN && ct.nft_touched) {
-    next_record(SLUICE_NFT_CHANGED)->mark = process;
+    stage_append(SLUICE_NFT_CHANGED)->mark = process;
     ct.nft_touched = 0;
   }
   return MNL_CB_OK;
 }
 
+/* Nothing that `ended` points at may be sent before it has its counters. */
+static void make_room(void) {
+  if (stage_room() > 0) return;
+  read_ended();
+  stage_flush(1);
+}
+
 /* Reads what is there; returns how many datagrams. An overrun becomes a record instead of an error. */
 static int drain(struct mnl_socket *socket, mnl_cb_t callback, uint8_t lost) {
-  static char buffer[64 * 1024];
-  int count = 0;
-  for (; count < 4096; count++) {
-    ssize_t got = recv(mnl_socket_get_fd(socket), buffer, sizeof buffer, MSG_DONTWAIT);
-    if (got < 0 && errno == ENOBUFS) {
-      next_record(lost);
-      continue;
-    }
-    if (got <= 0) break;
-    if (callback == on_dumped) {
-      int result = mnl_cb_run(buffer, (size_t)got, 0, 0, callback, NULL);
-      if (result > MNL_CB_STOP) continue;
-      struct sluice_flow *end = next_record(SLUICE_DUMP_END);
-      end->request = ct.dumping;
-      end->error = result < 0 ? (uint32_t)errno : 0;
-      ct.dumping = 0;
-      continue;
-    }
-    mnl_cb_run(buffer, (size_t)got, 0, 0, callback, NULL);
+  static char bytes[DATAGRAMS][DATAGRAM_BYTES];
+  struct iovec parts[DATAGRAMS];
+  struct mmsghdr messages[DATAGRAMS] = {0};
+  int total = 0;
+  for (int i = 0; i < DATAGRAMS; i++) {
+    parts[i] = (struct iovec){bytes[i], DATAGRAM_BYTES};
+    messages[i].msg_hdr.msg_iov = &parts[i];
+    messages[i].msg_hdr.msg_iovlen = 1;
   }
-  return count;
+  for (int got = DATAGRAMS; got == DATAGRAMS && total < EVENTS_PER_ROUND; total += got > 0 ? got : 0) {
+    got = recvmmsg(mnl_socket_get_fd(socket), messages, DATAGRAMS, MSG_DONTWAIT, NULL);
+    make_room();
+    if (got < 0 && errno == ENOBUFS) {
+      stage_append(lost);
+      got = DATAGRAMS; /* what was kept is still there to be read */
+      total -= DATAGRAMS;
+      continue;
+    }
+    for (int i = 0; i < got; i++) {
+      make_room();
+      if (messages[i].msg_hdr.msg_flags & MSG_TRUNC) stage_append(lost);
+      else mnl_cb_run(bytes[i], messages[i].msg_len, 0, 0, callback, NULL);
+    }
+  }
+  return total;
+}
+
+static void end_dump(int error) {
+  struct sluice_flow *end = stage_append(SLUICE_DUMP_END);
+  end->request = ct.dumping;
+  end->error = (uint32_t)error;
+  ct.dumping = 0;
+}
+
+/* A dump's datagrams hold many entries each, up to 32 KiB, and the last one says so. */
+static void drain_dump(void) {
+  static char buffer[64 * 1024];
+  for (;;) {
+    ssize_t got = recv(mnl_socket_get_fd(ct.dumps), buffer, sizeof buffer, MSG_DONTWAIT);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    if (got <= 0) return end_dump(errno);
+    int result = mnl_cb_run(buffer, (size_t)got, 0, 0, on_dumped, NULL);
+    if (result <= MNL_CB_STOP) return end_dump(result < 0 ? errno : 0);
+  }
 }
 
 static void start_dump(void) {
   uint32_t wanted = atomic_exchange(&ct.dump_wanted, 0);
   if (!wanted) return;
   char buffer[MNL_SOCKET_BUFFER_SIZE];
-  struct nlmsghdr *message = start_message(buffer, IPCTNL_MSG_CT_GET, NLM_F_DUMP, AF_UNSPEC);
+  struct nlmsghdr *message = ct_start_message(buffer, IPCTNL_MSG_CT_GET, NLM_F_DUMP, AF_UNSPEC);
   mnl_attr_put_u32(message, CTA_MARK, htonl(ct.base));
   mnl_attr_put_u32(message, CTA_MARK_MASK, htonl(ct.mask));
   ct.dumping = (uint16_t)(wanted - 1);
-  if (mnl_socket_sendto(ct.dumps, message, message->nlmsg_len) < 0) {
-    struct sluice_flow *end = next_record(SLUICE_DUMP_END);
-    end->request = ct.dumping;
-    end->error = (uint32_t)errno;
-    ct.dumping = 0;
-  }
+  if (mnl_socket_sendto(ct.dumps, message, message->nlmsg_len) < 0) end_dump(errno);
 }
 
 static void *run(void *unused) {
@@ -314,58 +254,24 @@ static void *run(void *unused) {
       {.fd = mnl_socket_get_fd(ct.dumps), .events = POLLIN},
       {.fd = ct.wake, .events = POLLIN},
   };
-  while (!atomic_load(&ct.stopping)) {
-    if (poll(wait, 4, -1) < 0 && errno != EINTR) break;
+  int wait_ms = -1;
+  while (!ct.stopping) {
+    if (poll(wait, 4, wait_ms) < 0 && errno != EINTR) break;
     uint64_t woken;
     if (wait[3].revents && read(ct.wake, &woken, sizeof woken) < 0) woken = 0;
     if (!ct.dumping) start_dump();
     int events = drain(ct.events, on_event, SLUICE_LOST);
+    read_ended();
     drain(ct.nft, on_nft, SLUICE_NFT_CHANGED);
-    if (wait[2].revents) drain(ct.dumps, on_dumped, SLUICE_DUMP_END);
-    flush();
+    if (ct.dumping) drain_dump();
+    wait_ms = stage_flush(events < REST_FROM);
+    /* Not on the first event after quiet, only when there are many: the rest makes the next round larger. */
     if (events >= REST_FROM) nanosleep(&(struct timespec){.tv_nsec = REST_NS}, NULL);
   }
   return NULL;
 }
 
 /* ---- start and stop ---- */
-
-/* Runs in the kernel on every event: our mark, and of the TCP states only those that change a record. SYN_RECV, CLOSE_WAIT
- * and LAST_ACK never wake us. Attribute offsets come from the ancillary loads of filter.txt (kernel documentation). */
-static int attach_filter(int fd) {
-  enum { NLATTR = (int)(SKF_AD_OFF + SKF_AD_NLATTR), NEST = (int)(SKF_AD_OFF + SKF_AD_NLATTR_NEST) };
-  struct sock_filter code[] = {
-      /*  0 */ BPF_STMT(BPF_LD | BPF_IMM, sizeof(struct nlmsghdr) + sizeof(struct nfgenmsg)),
-      /*  1 */ BPF_STMT(BPF_LDX | BPF_IMM, CTA_MARK),
-      /*  2 */ BPF_STMT(BPF_LD | BPF_B | BPF_ABS, (uint32_t)NLATTR),
-      /*  3 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 21, 0), /* no mark: drop */
-      /*  4 */ BPF_STMT(BPF_MISC | BPF_TAX, 0),
-      /*  5 */ BPF_STMT(BPF_LD | BPF_W | BPF_IND, 4),
-      /*  6 */ BPF_STMT(BPF_ALU | BPF_AND | BPF_K, ct.mask),
-      /*  7 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ct.base, 0, 17), /* another's mark: drop */
-      /*  8 */ BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 4 + (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__)),
-      /*  9 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, IPCTNL_MSG_CT_DELETE, 16, 0), /* DESTROY: keep */
-      /* 10 */ BPF_STMT(BPF_LD | BPF_IMM, sizeof(struct nlmsghdr) + sizeof(struct nfgenmsg)),
-      /* 11 */ BPF_STMT(BPF_LDX | BPF_IMM, CTA_PROTOINFO),
-      /* 12 */ BPF_STMT(BPF_LD | BPF_B | BPF_ABS, (uint32_t)NLATTR),
-      /* 13 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 12, 0), /* not TCP: keep */
-      /* 14 */ BPF_STMT(BPF_LDX | BPF_IMM, CTA_PROTOINFO_TCP),
-      /* 15 */ BPF_STMT(BPF_LD | BPF_B | BPF_ABS, (uint32_t)NEST),
-      /* 16 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 9, 0),
-      /* 17 */ BPF_STMT(BPF_LDX | BPF_IMM, CTA_PROTOINFO_TCP_STATE),
-      /* 18 */ BPF_STMT(BPF_LD | BPF_B | BPF_ABS, (uint32_t)NEST),
-      /* 19 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 6, 0),
-      /* 20 */ BPF_STMT(BPF_MISC | BPF_TAX, 0),
-      /* 21 */ BPF_STMT(BPF_LD | BPF_B | BPF_IND, 4),
-      /* 22 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, TCP_CONNTRACK_SYN_RECV, 2, 0),
-      /* 23 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, TCP_CONNTRACK_CLOSE_WAIT, 1, 0),
-      /* 24 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, TCP_CONNTRACK_LAST_ACK, 0, 1),
-      /* 25 */ BPF_STMT(BPF_RET | BPF_K, 0),
-      /* 26 */ BPF_STMT(BPF_RET | BPF_K, 0xffffffff),
-  };
-  struct sock_fprog program = {sizeof code / sizeof code[0], code};
-  return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0 ? -errno : 0;
-}
 
 static struct mnl_socket *open_socket(unsigned groups, int receive_buffer, int filtered) {
   struct mnl_socket *socket = mnl_socket_open2(NETLINK_NETFILTER, SOCK_CLOEXEC);
@@ -375,7 +281,7 @@ static struct mnl_socket *open_socket(unsigned groups, int receive_buffer, int f
   if (receive_buffer && setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &receive_buffer, sizeof receive_buffer) < 0)
     setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
   /* The filter stands before the groups are joined: not one foreign event gets in. */
-  if ((filtered && attach_filter(fd) < 0) || mnl_socket_bind(socket, groups, MNL_SOCKET_AUTOPID) < 0) {
+  if ((filtered && ct_attach_filter(fd, ct.base, ct.mask) < 0) || mnl_socket_bind(socket, groups, MNL_SOCKET_AUTOPID) < 0) {
     int error = errno;
     mnl_socket_close(socket);
     errno = error;
@@ -410,6 +316,7 @@ int sluice_ct_start(int events_fd, uint32_t base, uint32_t mask, const char *tab
   ct.queries = open_socket(0, 0, 0);
   ct.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   int error = 0;
+  stage_open(events_fd, ct.wake, &ct.stopping);
   if (!ct.events || !ct.nft || !ct.dumps || !ct.reads || !ct.queries || ct.wake < 0) error = errno ? errno : EIO;
   sigset_t all, before;
   sigfillset(&all);
@@ -433,7 +340,7 @@ int sluice_ct_dump(uint16_t request) {
 
 int sluice_ct_stop(void) {
   if (!ct.events) return 0;
-  atomic_store(&ct.stopping, 1);
+  ct.stopping = 1;
   eventfd_write(ct.wake, 1);
   pthread_join(ct.thread, NULL);
   close_sockets();

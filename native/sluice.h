@@ -49,6 +49,7 @@ enum sluice_flow_kind {
   SLUICE_DUMP_END = 5,      /* error: errno or 0 */
   SLUICE_LOST = 6,          /* the kernel dropped events: resync */
   SLUICE_FLOW_CLOSED = 7,   /* TCP is over (TIME_WAIT or CLOSE); counters were read right after */
+  SLUICE_FLOW_WHOLE = 9,    /* NEW and CLOSED in one: start_ns is when it opened, event_ns when it closed */
   SLUICE_NFT_CHANGED = 8    /* a transaction touched our table; mark = process id that did it */
 };
 
@@ -64,7 +65,8 @@ struct sluice_flow { /* 160 bytes */
   uint64_t event_ns;   /* CTA_TIMESTAMP_EVENT or the time of receipt, wall clock */
   uint32_t timeout_s;
   uint32_t counted;    /* 1 when the counters are known */
-  uint64_t unused;
+  uint8_t before;      /* CLOSED and WHOLE: the last tcp_state before the end, 0 when not known here */
+  uint8_t unused[7];
 };
 
 /* Starts the reader thread: conntrack events with (mark & mask) == base, and nft transactions that touch table `table`,

@@ -17,13 +17,14 @@ export const FLOW = {
   LOST: 6,
   CLOSED: 7,
   NFT_CHANGED: 8,
+  WHOLE: 9,
 } as const
 
 /** Offsets in struct sluice_flow. */
 const AT = {
   kind: 0, family: 1, protocol: 2, state: 3, mark: 4, id: 8, status: 12, zone: 16, request: 18, origSport: 20, origDport: 22, replySport: 24, replyDport: 26,
   error: 28, origSrc: 32, origDst: 48, replySrc: 64, replyDst: 80, origPackets: 96, origBytes: 104, replyPackets: 112, replyBytes: 120, startNs: 128, eventNs: 136,
-  timeout: 144, counted: 148,
+  timeout: 144, counted: 148, before: 152,
 } as const // prettier-ignore
 
 /** enum tcp_conntrack of the kernel (nf_conntrack_tcp.h). */
@@ -106,6 +107,8 @@ export class FlowTable {
         return this.#see(record, view, at)
       case FLOW.CLOSED:
         return this.#closed(record, view, at)
+      case FLOW.WHOLE:
+        return this.#whole(record, view, at)
       case FLOW.DESTROY:
         return this.#destroyed(record, view, at)
       case FLOW.DUMPED:
@@ -122,15 +125,11 @@ export class FlowTable {
   #see(record: Uint8Array, view: DataView, at: number) {
     let slot = this.#find(record, view, at)
     const isNew = slot < 0
-    if (isNew) {
-      slot = this.#insert(record, view, at)
-      const startNs = view.getBigUint64(at + AT.startNs, true) || view.getBigUint64(at + AT.eventNs, true)
-      this.#view.setFloat64(slot * SLOT_BYTES + EXTRA.openedMs, Number(startNs / 1000n) / 1000, true)
-    }
+    if (isNew) slot = this.#insert(record, view, at)
     this.#bytes[slot * SLOT_BYTES + AT.state] = record[AT.state]!
     this.#bytes[slot * SLOT_BYTES + EXTRA.phase] = phaseOf(record)
-    if (record[AT.counted]) this.#copyCounters(slot, record)
     this.#bytes[slot * SLOT_BYTES + EXTRA.seen] = this.#dumpGeneration
+    if (record[AT.counted]) this.#copyCounters(slot, record)
     if (isNew) this.listener.opened(slot)
   }
 
@@ -138,6 +137,7 @@ export class FlowTable {
     const slot = this.#find(record, view, at)
     // Settled before (killed, or a second CLOSE after TIME_WAIT): the record is written already.
     if (slot < 0) return
+    if (record[AT.before]) this.#bytes[slot * SLOT_BYTES + EXTRA.phase] = phaseOf(record, record[AT.before]!)
     const phase = this.#bytes[slot * SLOT_BYTES + EXTRA.phase]!
     if (!record[AT.counted]) {
       // The entry went before its counters could be read: DESTROY is on its way and has them.
@@ -147,6 +147,13 @@ export class FlowTable {
     }
     this.#copyCounters(slot, record)
     this.#settle(slot, closeReason(record[AT.state]!, phase), eventMs(view, at))
+  }
+
+  /** A short connection that opened and ended while the reader held its records back. */
+  #whole(record: Uint8Array, view: DataView, at: number) {
+    // The tuple of a flow that we still hold: it ended unseen, and its port is in use again.
+    if (this.#find(record, view, at) < 0) this.listener.opened(this.#insert(record, view, at))
+    this.#closed(record, view, at)
   }
 
   #destroyed(record: Uint8Array, view: DataView, at: number) {
@@ -326,6 +333,9 @@ export class FlowTable {
     if ((slot + 1) * SLOT_BYTES > this.#bytes.length) this.#grow()
     this.#bytes.set(record, slot * SLOT_BYTES)
     this.#bytes[slot * SLOT_BYTES + AT.kind] = FLOW.NEW
+    this.#bytes[slot * SLOT_BYTES + EXTRA.phase] = PHASE.OPENING
+    const startNs = view.getBigUint64(at + AT.startNs, true) || view.getBigUint64(at + AT.eventNs, true)
+    this.#view.setFloat64(slot * SLOT_BYTES + EXTRA.openedMs, Number(startNs / 1000n) / 1000, true)
     this.#place(view.getUint32(at + AT.id, true), slot)
     this.#live++
     return slot
@@ -397,9 +407,8 @@ export class FlowTable {
 
 const eventMs = (view: DataView, at: number) => Number(view.getBigUint64(at + AT.eventNs, true) / 1000n) / 1000
 
-function phaseOf(record: Uint8Array): number {
+function phaseOf(record: Uint8Array, state = record[AT.state]!): number {
   if (record[AT.protocol] !== IPPROTO_TCP) return PHASE.OPEN
-  const state = record[AT.state]!
   if (state <= TCP.SYN_RECV) return PHASE.OPENING
   return state === TCP.ESTABLISHED ? PHASE.OPEN : PHASE.HALF_CLOSED
 }

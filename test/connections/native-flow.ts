@@ -25,6 +25,7 @@ export function nativeFlow(
     eventMs?: number
     request?: number
     error?: number
+    before?: number
   } = {},
 ): Uint8Array {
   const bytes = new Uint8Array(FLOW_BYTES)
@@ -54,6 +55,7 @@ export function nativeFlow(
   more.counters?.forEach((value, i) => view.setBigUint64(96 + i * 8, BigInt(value), true))
   view.setBigUint64(128, BigInt(more.startMs ?? 0) * 1_000_000n, true)
   view.setBigUint64(136, BigInt(more.eventMs ?? 1_700_000_000_000) * 1_000_000n, true)
+  bytes[152] = more.before ?? 0
   bytes[148] = more.counters ? 1 : 0
   return bytes
 }

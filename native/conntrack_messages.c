@@ -1,0 +1,155 @@
+/* Netlink messages of conntrack, in and out, and the filter that the kernel runs on them. */
+#define _GNU_SOURCE
+#include "conntrack_parts.h"
+#include <arpa/inet.h>
+#include <endian.h>
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/netfilter/nf_conntrack_tcp.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netfilter/nfnetlink_conntrack.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+
+#define ATTRIBUTE_TIMESTAMP_EVENT 27 /* CTA_TIMESTAMP_EVENT: kernel 6.14, newer than Debian 12's headers */
+
+uint64_t ct_now_ns(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* ---- in ---- */
+
+static void parse_ports(const struct nlattr *nest, struct sluice_flow *flow, uint16_t *sport, uint16_t *dport) {
+  struct nlattr *attribute;
+  mnl_attr_for_each_nested(attribute, nest) switch (mnl_attr_get_type(attribute)) {
+    case CTA_PROTO_NUM: flow->protocol = mnl_attr_get_u8(attribute); break;
+    case CTA_PROTO_SRC_PORT: *sport = ntohs(mnl_attr_get_u16(attribute)); break;
+    case CTA_PROTO_DST_PORT: *dport = ntohs(mnl_attr_get_u16(attribute)); break;
+  }
+}
+
+static void parse_ips(const struct nlattr *nest, struct sluice_flow *flow, uint8_t *src, uint8_t *dst) {
+  struct nlattr *attribute;
+  mnl_attr_for_each_nested(attribute, nest) switch (mnl_attr_get_type(attribute)) {
+    case CTA_IP_V4_SRC: flow->family = 4; memcpy(src, mnl_attr_get_payload(attribute), 4); break;
+    case CTA_IP_V4_DST: memcpy(dst, mnl_attr_get_payload(attribute), 4); break;
+    case CTA_IP_V6_SRC: flow->family = 6; memcpy(src, mnl_attr_get_payload(attribute), 16); break;
+    case CTA_IP_V6_DST: memcpy(dst, mnl_attr_get_payload(attribute), 16); break;
+  }
+}
+
+static void parse_tuple(const struct nlattr *nest, struct sluice_flow *flow, int reply) {
+  struct nlattr *attribute;
+  mnl_attr_for_each_nested(attribute, nest) switch (mnl_attr_get_type(attribute)) {
+    case CTA_TUPLE_IP: parse_ips(attribute, flow, reply ? flow->reply_src : flow->orig_src, reply ? flow->reply_dst : flow->orig_dst); break;
+    case CTA_TUPLE_PROTO: parse_ports(attribute, flow, reply ? &flow->reply_sport : &flow->orig_sport, reply ? &flow->reply_dport : &flow->orig_dport); break;
+  }
+}
+
+static void parse_counters(const struct nlattr *nest, uint64_t *packets, uint64_t *bytes) {
+  struct nlattr *attribute;
+  mnl_attr_for_each_nested(attribute, nest) switch (mnl_attr_get_type(attribute)) {
+    case CTA_COUNTERS_PACKETS: *packets = be64toh(mnl_attr_get_u64(attribute)); break;
+    case CTA_COUNTERS_BYTES: *bytes = be64toh(mnl_attr_get_u64(attribute)); break;
+  }
+}
+
+static void parse_tcp_state(const struct nlattr *nest, struct sluice_flow *flow) {
+  struct nlattr *outer, *inner;
+  mnl_attr_for_each_nested(outer, nest) if (mnl_attr_get_type(outer) == CTA_PROTOINFO_TCP)
+    mnl_attr_for_each_nested(inner, outer) if (mnl_attr_get_type(inner) == CTA_PROTOINFO_TCP_STATE) flow->tcp_state = mnl_attr_get_u8(inner);
+}
+
+void ct_parse_flow(const struct nlmsghdr *message, struct sluice_flow *flow) {
+  struct nlattr *attribute, *inner;
+  mnl_attr_for_each(attribute, message, sizeof(struct nfgenmsg)) switch (mnl_attr_get_type(attribute)) {
+    case CTA_TUPLE_ORIG: parse_tuple(attribute, flow, 0); break;
+    case CTA_TUPLE_REPLY: parse_tuple(attribute, flow, 1); break;
+    case CTA_STATUS: flow->status = ntohl(mnl_attr_get_u32(attribute)); break;
+    case CTA_PROTOINFO: parse_tcp_state(attribute, flow); break;
+    case CTA_TIMEOUT: flow->timeout_s = ntohl(mnl_attr_get_u32(attribute)); break;
+    case CTA_MARK: flow->mark = ntohl(mnl_attr_get_u32(attribute)); break;
+    case CTA_ID: flow->id = ntohl(mnl_attr_get_u32(attribute)); break;
+    case CTA_ZONE: flow->zone = ntohs(mnl_attr_get_u16(attribute)); break;
+    case CTA_COUNTERS_ORIG: flow->counted = 1; parse_counters(attribute, &flow->orig_packets, &flow->orig_bytes); break;
+    case CTA_COUNTERS_REPLY: parse_counters(attribute, &flow->reply_packets, &flow->reply_bytes); break;
+    case CTA_TIMESTAMP:
+      mnl_attr_for_each_nested(inner, attribute) if (mnl_attr_get_type(inner) == CTA_TIMESTAMP_START) flow->start_ns = be64toh(mnl_attr_get_u64(inner));
+      break;
+    case ATTRIBUTE_TIMESTAMP_EVENT: flow->event_ns = be64toh(mnl_attr_get_u64(attribute)); break;
+  }
+  if (!flow->event_ns) flow->event_ns = ct_now_ns();
+}
+
+
+/* ---- out ---- */
+
+void ct_put_tuple(struct nlmsghdr *message, const struct sluice_flow *flow) {
+  size_t width = flow->family == 4 ? 4 : 16;
+  struct nlattr *tuple = mnl_attr_nest_start(message, CTA_TUPLE_ORIG);
+  struct nlattr *ip = mnl_attr_nest_start(message, CTA_TUPLE_IP);
+  mnl_attr_put(message, flow->family == 4 ? CTA_IP_V4_SRC : CTA_IP_V6_SRC, width, flow->orig_src);
+  mnl_attr_put(message, flow->family == 4 ? CTA_IP_V4_DST : CTA_IP_V6_DST, width, flow->orig_dst);
+  mnl_attr_nest_end(message, ip);
+  struct nlattr *proto = mnl_attr_nest_start(message, CTA_TUPLE_PROTO);
+  mnl_attr_put_u8(message, CTA_PROTO_NUM, flow->protocol);
+  mnl_attr_put_u16(message, CTA_PROTO_SRC_PORT, htons(flow->orig_sport));
+  mnl_attr_put_u16(message, CTA_PROTO_DST_PORT, htons(flow->orig_dport));
+  mnl_attr_nest_end(message, proto);
+  mnl_attr_nest_end(message, tuple);
+  if (flow->zone) mnl_attr_put_u16(message, CTA_ZONE, htons(flow->zone));
+}
+
+struct nlmsghdr *ct_start_message(char *buffer, uint16_t type, uint16_t flags, uint8_t family) {
+  struct nlmsghdr *message = mnl_nlmsg_put_header(buffer);
+  message->nlmsg_type = (uint16_t)(NFNL_SUBSYS_CTNETLINK << 8 | type);
+  message->nlmsg_flags = NLM_F_REQUEST | flags;
+  struct nfgenmsg *header = mnl_nlmsg_put_extra_header(message, sizeof *header);
+  header->nfgen_family = family;
+  header->version = NFNETLINK_V0;
+  header->res_id = 0;
+  return message;
+}
+
+
+/* ---- the kernel's side ---- */
+
+/* Runs in the kernel on every event: our mark, and of the TCP states only those that change a record. SYN_RECV, CLOSE_WAIT
+ * and LAST_ACK never wake us. Attribute offsets come from the ancillary loads of filter.txt (kernel documentation). */
+int ct_attach_filter(int fd, uint32_t base, uint32_t mask) {
+  enum { NLATTR = (int)(SKF_AD_OFF + SKF_AD_NLATTR), NEST = (int)(SKF_AD_OFF + SKF_AD_NLATTR_NEST) };
+  struct sock_filter code[] = {
+      /*  0 */ BPF_STMT(BPF_LD | BPF_IMM, sizeof(struct nlmsghdr) + sizeof(struct nfgenmsg)),
+      /*  1 */ BPF_STMT(BPF_LDX | BPF_IMM, CTA_MARK),
+      /*  2 */ BPF_STMT(BPF_LD | BPF_B | BPF_ABS, (uint32_t)NLATTR),
+      /*  3 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 21, 0), /* no mark: drop */
+      /*  4 */ BPF_STMT(BPF_MISC | BPF_TAX, 0),
+      /*  5 */ BPF_STMT(BPF_LD | BPF_W | BPF_IND, 4),
+      /*  6 */ BPF_STMT(BPF_ALU | BPF_AND | BPF_K, mask),
+      /*  7 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, base, 0, 17), /* another's mark: drop */
+      /*  8 */ BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 4 + (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__)),
+      /*  9 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, IPCTNL_MSG_CT_DELETE, 16, 0), /* DESTROY: keep */
+      /* 10 */ BPF_STMT(BPF_LD | BPF_IMM, sizeof(struct nlmsghdr) + sizeof(struct nfgenmsg)),
+      /* 11 */ BPF_STMT(BPF_LDX | BPF_IMM, CTA_PROTOINFO),
+      /* 12 */ BPF_STMT(BPF_LD | BPF_B | BPF_ABS, (uint32_t)NLATTR),
+      /* 13 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 12, 0), /* not TCP: keep */
+      /* 14 */ BPF_STMT(BPF_LDX | BPF_IMM, CTA_PROTOINFO_TCP),
+      /* 15 */ BPF_STMT(BPF_LD | BPF_B | BPF_ABS, (uint32_t)NEST),
+      /* 16 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 9, 0),
+      /* 17 */ BPF_STMT(BPF_LDX | BPF_IMM, CTA_PROTOINFO_TCP_STATE),
+      /* 18 */ BPF_STMT(BPF_LD | BPF_B | BPF_ABS, (uint32_t)NEST),
+      /* 19 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 6, 0),
+      /* 20 */ BPF_STMT(BPF_MISC | BPF_TAX, 0),
+      /* 21 */ BPF_STMT(BPF_LD | BPF_B | BPF_IND, 4),
+      /* 22 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, TCP_CONNTRACK_SYN_RECV, 2, 0),
+      /* 23 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, TCP_CONNTRACK_CLOSE_WAIT, 1, 0),
+      /* 24 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, TCP_CONNTRACK_LAST_ACK, 0, 1),
+      /* 25 */ BPF_STMT(BPF_RET | BPF_K, 0),
+      /* 26 */ BPF_STMT(BPF_RET | BPF_K, 0xffffffff),
+  };
+  struct sock_fprog program = {sizeof code / sizeof code[0], code};
+  return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0 ? -errno : 0;
+}
