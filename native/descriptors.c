@@ -40,24 +40,39 @@ static int parse_address(const char *address, uint16_t port, struct sockaddr_sto
   return -EINVAL;
 }
 
-int sluice_listen(const char *address, uint16_t port, int backlog) {
+static int listen_at(const char *address, uint16_t port, int backlog, int shared) {
   struct sockaddr_storage at;
   socklen_t length;
   int family = parse_address(address, port, &at, &length);
   if (family < 0) return family;
   int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (fd < 0 && family == AF_INET6 && strcmp(address, "::") == 0 && errno == EAFNOSUPPORT)
-    return sluice_listen("0.0.0.0", port, backlog); /* a machine without IPv6 */
+    return listen_at("0.0.0.0", port, backlog, shared); /* a machine without IPv6 */
   if (fd < 0) return -errno;
   int one = 1, v6only = strcmp(address, "::") != 0;
   setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+  if (shared) setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one);
   if (family == AF_INET6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &v6only, sizeof v6only);
   if (bind(fd, (struct sockaddr *)&at, length) < 0 || listen(fd, backlog) < 0) {
     int error = errno;
     close(fd);
-    if (error == EADDRNOTAVAIL && strcmp(address, "::") == 0) return sluice_listen("0.0.0.0", port, backlog);
+    if (error == EADDRNOTAVAIL && strcmp(address, "::") == 0) return listen_at("0.0.0.0", port, backlog, shared);
     return -error;
   }
+  return fd;
+}
+
+int sluice_listen(const char *address, uint16_t port, int backlog) { return listen_at(address, port, backlog, 0); }
+
+static void share(const int *fds, int count, int on) {
+  for (int i = 0; i < count; i++) setsockopt(fds[i], SOL_SOCKET, SO_REUSEPORT, &on, sizeof on);
+}
+
+int sluice_listen_beside(const char *address, uint16_t port, int backlog, const int *fds, int count) {
+  share(fds, count, 1);
+  int fd = listen_at(address, port, backlog, 1);
+  share(fds, count, 0);
+  if (fd >= 0) share(&fd, 1, 0);
   return fd;
 }
 

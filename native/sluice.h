@@ -15,6 +15,9 @@
 int sluice_socketpair(int type, int32_t fds[2]);
 /* A listening TCP socket. address: numeric IPv4 or IPv6, "::" listens on both families. Returns the descriptor. */
 int sluice_listen(const char *address, uint16_t port, int backlog);
+/* The same beside `count` listening sockets of ours on other addresses of the port: "::" takes every address, so the kernel
+ * wants both sides to agree (SO_REUSEPORT). They agree for this call only: nobody else gets in later. */
+int sluice_listen_beside(const char *address, uint16_t port, int backlog, const int *fds, int count);
 /* The local port of a socket, or -errno. */
 int sluice_port(int fd);
 /* fcntl(F_DUPFD_CLOEXEC). */

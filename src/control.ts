@@ -48,6 +48,7 @@ export interface ControlOptions {
 
 interface Listener {
   key: string
+  port: number
   tag: number
   fd: number
 }
@@ -143,13 +144,16 @@ export class Control implements Gateway {
       await this.#supervisor.start()
       await this.#change(this.#config)
       await this.#workerReady.promise
-      this.#kernelStart = this.#startKernel()
-      if (this.#plan.routes.some((route) => route.required)) await this.#kernelStart
-      else this.#kernelStart.catch((error: Error) => this.log('error', error.message))
+      // A stop does not wait for a start, and resolves what the start waits for.
+      if (this.#stopping) return
+      const kernel = this.#startKernel()
+      if (this.#plan.routes.some((route) => route.required)) await kernel
+      else kernel.catch((error: Error) => this.log('error', error.message))
     } catch (error) {
       await this.stop(0)
       throw error
     }
+    if (this.#stopping) return
     this.#resolveTimer = setInterval(() => void this.#reresolve(), RESOLVE_EVERY_MS)
     this.log('info', 'sluice serves', {
       version: VERSION,
@@ -161,7 +165,11 @@ export class Control implements Gateway {
 
   /** In the background: a route is served in user space until the kernel is ready. Rejects when a route demands the kernel.
    *  A machine that cannot do it now may be able to later (nft is installed, a lock is released): it is tried again. */
-  async #startKernel(retryMs = KERNEL_RETRY_MS_MIN): Promise<void> {
+  #startKernel(retryMs = KERNEL_RETRY_MS_MIN): Promise<void> {
+    return (this.#kernelStart = this.#tryKernel(retryMs))
+  }
+
+  async #tryKernel(retryMs: number): Promise<void> {
     if (this.#kernelState.phase === 'idle') this.#kernelState = { phase: 'starting', reason: null }
     const before = this.#kernelState.reason
     try {
@@ -328,16 +336,27 @@ export class Control implements Gateway {
       let fd = open()
       // A change before this one may have closed the port here, and the worker is about to close it there.
       if (fd === -EADDRINUSE && (await this.#workerHasApplied())) fd = open()
+      if (fd === -EADDRINUSE) fd = this.#listenBeside(address, port)
       if (fd < 0) {
         for (const listener of opened) this.#closeListener(listener)
         throw new GatewayError(`Cannot listen on ${key}: ${errorText(-fd)}`)
       }
-      const listener = { key, tag: this.#nextTag++, fd }
+      const listener = { key, port, tag: this.#nextTag++, fd }
       this.#listeners.set(key, listener)
       opened.push(listener)
       if (opened.length % LISTENERS_AT_ONCE === 0) await new Promise((turn) => setImmediate(turn))
     }
     return opened
+  }
+
+  /** One address of a port whose other addresses, or all of them, are ours already: the kernel gives a connection to the
+   *  narrower socket, but it lets only those in beside each other that agree to it. */
+  #listenBeside(address: string, port: number): number {
+    const ours = [...this.#listeners.values()].filter((listener) => listener.port === port)
+    if (ours.length === 0) return -EADDRINUSE
+    const text = cString(address)
+    const fds = Int32Array.from(ours, (listener) => listener.fd)
+    return native().sluice_listen_beside(ptr(text), port, BACKLOG, ptr(fds), fds.length)
   }
 
   /** Waits for the worker to have carried out all that it was told; false when it had, or does not in time. */
@@ -590,6 +609,7 @@ export class Control implements Gateway {
   async #stop(graceMs: number) {
     this.log('info', 'Stopping', { graceMs })
     this.#planned.resolve()
+    this.#workerReady.resolve()
     clearInterval(this.#resolveTimer)
     clearTimeout(this.#kernelRetry)
     for (const timer of this.#drains) clearTimeout(timer)

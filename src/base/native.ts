@@ -7,6 +7,7 @@ import library from '../../build/libsluice.so' with { type: 'file' }
 const signatures = {
   sluice_socketpair: { args: ['i32', 'ptr'], returns: 'i32' },
   sluice_listen: { args: ['ptr', 'u16', 'i32'], returns: 'i32' },
+  sluice_listen_beside: { args: ['ptr', 'u16', 'i32', 'ptr', 'i32'], returns: 'i32' },
   sluice_port: { args: ['i32'], returns: 'i32' },
   sluice_dup: { args: ['i32'], returns: 'i32' },
   sluice_close: { args: ['i32'], returns: 'i32' },
