@@ -173,7 +173,7 @@ export class Talker {
     from: Namespace,
     host: string,
     port: number,
-    options: { timeoutMs?: number; localPort?: number } = {},
+    options: { timeoutMs?: number; localPort?: number; localAddress?: string } = {},
   ): Promise<Talker> {
     let talker: Talker | undefined
     const early: Buffer[] = []
