@@ -89,9 +89,10 @@ async function limited(stream: ReadableStream<Uint8Array>): Promise<string> {
   return Buffer.concat(parts).toString()
 }
 
-/** Arguments that make process.execPath this program: none when it is compiled, the main file when Bun runs it. */
+/** Arguments that make process.execPath this program: none when it is compiled, else the main file. Not Bun.main: as a
+ *  library we are part of another program, which does not know our commands. */
 export function selfArguments(): string[] {
-  return Bun.main.startsWith('/$bunfs/') || Bun.main.startsWith('B:/') ? [] : [Bun.main]
+  return Bun.main.startsWith('/$bunfs/') || Bun.main.startsWith('B:/') ? [] : [resolve(import.meta.dir, '../main.ts')]
 }
 
 /** File names in a configuration are relative to it. */
