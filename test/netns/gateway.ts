@@ -88,7 +88,7 @@ export const forward = (name: string, ports: unknown, targets: unknown[], action
 })
 
 export interface GatewayOptions {
-  /** Everything but routes, admin, log and stateDir. */
+  /** Fields beside the routes; admin, log and stateDir are in the gateway's own directory without being named. */
   config?: object
   env?: Record<string, string>
   /** false: returns as soon as the process runs. Default: every route has been active. */
@@ -133,11 +133,11 @@ export class Gateway implements AsyncDisposable {
     writeFileSync(
       this.file,
       JSON.stringify({
-        ...this.options.config,
-        ...config,
         admin: { socket: this.socket },
         log: { access: this.accessLog, level: 'debug' },
         stateDir: join(this.directory, 'state'),
+        ...this.options.config,
+        ...config,
         routes,
       }),
     )
