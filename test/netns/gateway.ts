@@ -170,8 +170,10 @@ export class Gateway implements AsyncDisposable {
         return (ready === true ? allActive : ready)(await this.routes())
       },
       START_MS_MAX,
-      `the gateway serves (its log: ${this.logText()})`,
-    )
+      'the gateway serves',
+    ).catch(async (error: Error) => {
+      throw new Error(`${error.message}\n${await this.#situation()}`)
+    })
     if (this.process.exitCode !== null) throw new Error(`the gateway ended: ${this.logText()}`)
   }
 
@@ -250,10 +252,18 @@ export class Gateway implements AsyncDisposable {
   settled(ms = 10_000): Promise<unknown> {
     return until(async () => allActive(await this.routes()), ms, 'every route is where the plan wants it').catch(
       async (error: Error) => {
-        const left = (await this.routes()).filter((route) => !allActive([route]))
-        throw new Error(`${error.message}\n${Bun.inspect([left, (await this.status()).kernel])}\n${this.logText()}`)
+        throw new Error(`${error.message}\n${await this.#situation()}`)
       },
     )
+  }
+
+  /** For a failure's message: what the gateway says of itself, and its log. */
+  async #situation(): Promise<string> {
+    const ask = async () => {
+      const left = (await this.routes()).filter((route) => !allActive([route]))
+      return Bun.inspect([left.slice(0, 5), await this.status()])
+    }
+    return `${await ask().catch(String)}\n${this.logText()}`
   }
 
   /** SIGTERM; resolves to the exit code. */
