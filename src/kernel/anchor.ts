@@ -4,6 +4,8 @@ import { anchorLines } from './program.ts'
 
 const RESTART_MS_MIN = 1000
 const RESTART_MS_MAX = 30_000
+/** What is kept of the holder's output: its table is a dozen lines. */
+const OUTPUT_CHARS_MAX = 65_536
 /** The holder answers within this, or the anchor counts as missing: as long as any other nft may take (nft.ts). */
 const READY_MS_MAX = 30_000
 
@@ -52,18 +54,18 @@ export class Anchor {
     await withDeadline(this.#awaitAnswer(child), READY_MS_MAX, 'the anchor table was not confirmed in time')
   }
 
-  async #awaitAnswer(child: Bun.PipedSubprocess) {
-    let errors = ''
-    void (async () => {
-      for await (const chunk of child.stderr) if (errors.length < 2000) errors += Buffer.from(chunk).toString()
-    })()
-    let out = ''
-    for await (const chunk of child.stdout) {
-      if (out.length < 65536) out += Buffer.from(chunk).toString()
-      // Nobody reads on from here: nft prints nothing without a command.
-      if (out.includes('ct state established')) return
-    }
-    throw new Error(`Cannot make the anchor table: ${errors.trim().split('\n')[0] || 'nft ended'}`)
+  #awaitAnswer(child: Bun.PipedSubprocess): Promise<void> {
+    const { promise, resolve, reject } = Promise.withResolvers<void>()
+    const errors = drain(child.stderr)
+    // Both are read to their end: a pipe that nobody reads any more kills the holder at its next word, and the anchor with it.
+    void drain(child.stdout, (text) => {
+      // Only the listing says this: it repeats what it is told as well, before it does it.
+      if (text.includes('counter packets')) resolve()
+    }).then(async () => {
+      const reason = (await errors).trim().split('\n')[0] || 'nft ended'
+      reject(new Error(`Cannot make the anchor table: ${reason}`))
+    })
+    return promise
   }
 
   #onExit(child: Bun.PipedSubprocess) {
@@ -86,6 +88,17 @@ export class Anchor {
     await child.exited
     clearTimeout(killer)
   }
+}
+
+/** Reads a stream to its end; resolves to its beginning, which `seen` is shown as it grows. */
+async function drain(stream: ReadableStream<Uint8Array>, seen: (text: string) => void = () => {}): Promise<string> {
+  let text = ''
+  for await (const chunk of stream) {
+    if (text.length > OUTPUT_CHARS_MAX) continue
+    text += Buffer.from(chunk).toString()
+    seen(text)
+  }
+  return text
 }
 
 async function withDeadline<T>(promise: Promise<T>, ms: number, message: string): Promise<T> {
