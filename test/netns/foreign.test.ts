@@ -18,6 +18,7 @@ for (const [name, command] of Object.entries(WAYS))
     ])
     const host = lab.gateway.clientSide4
     const before = await elements(lab.gateway)
+    expect(await tables(lab.gateway)).toContain('table inet sluice_anchor')
     const idle = await Promise.all(Array.from({ length: 50 }, () => Talker.connect(lab.client, host, 8400)))
     for (const talker of idle) await talker.say()
     const busy = await crowd(lab.client, host, 8400, 50, 5)
@@ -96,7 +97,7 @@ test('H10: an element that somebody adds or removes is repaired; the anchor, too
     await lab.gateway.must(['nft', change])
     await until(async () => Bun.deepEquals(await elements(lab.gateway), before), 5000, `repaired: ${change}`)
   }
-  const holder = (await lab.gateway.must(['pgrep', '-P', String(gateway.process.pid), '-x', 'nft'])).trim()
+  const holder = (await lab.gateway.must(['pgrep', '-P', String(gateway.process.pid), '-f', 'nft -i'])).trim()
   process.kill(Number(holder), 'SIGKILL')
   await until(async () => (await tables(lab.gateway)).length === 1, 5000, 'the anchor goes with its holder')
   await until(async () => (await tables(lab.gateway)).length === 2, 5000, 'the anchor is back')

@@ -74,8 +74,8 @@ test('M4: how a connection ended is told: refused, reset by the client, reset by
   const records = await gateway.recordsOf(6)
   expect(Object.fromEntries(records.map((record) => [record.route, record.reason]))).toEqual({
     'kernel-refused': 'target_refused',
-    'kernel-rude': 'nftables_closed',
-    'kernel-echo': 'nftables_closed',
+    'kernel-rude': 'target_reset',
+    'kernel-echo': 'client_reset',
     'user-refused': 'target_refused',
     'user-rude': 'target_reset',
     'user-echo': 'client_reset',
