@@ -9,9 +9,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <libmnl/libmnl.h>
-#include <linux/filter.h>
 #include <linux/netfilter/nf_conntrack_common.h>
-#include <linux/netfilter/nf_conntrack_tcp.h>
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netfilter/nfnetlink_conntrack.h>
@@ -100,7 +98,8 @@ int sluice_ct_delete(const struct sluice_flow *flow) {
 /* ---- the thread ---- */
 
 static int over(const struct sluice_flow *flow) {
-  return flow->protocol == IPPROTO_TCP && (flow->tcp_state == TCP_CONNTRACK_TIME_WAIT || flow->tcp_state == TCP_CONNTRACK_CLOSE);
+  uint32_t both = SLUICE_FIN_CLIENT | SLUICE_FIN_TARGET;
+  return (flow->mark & both) == both || (flow->mark & (SLUICE_RST_CLIENT | SLUICE_RST_TARGET));
 }
 
 /* The counters of flows that have just ended: UPDATE carries none. Many requests in one send, each with one answer. A flow

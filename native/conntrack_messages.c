@@ -5,7 +5,6 @@
 #include <endian.h>
 #include <errno.h>
 #include <linux/filter.h>
-#include <linux/netfilter/nf_conntrack_tcp.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netfilter/nfnetlink_conntrack.h>
 #include <string.h>
@@ -117,38 +116,20 @@ struct nlmsghdr *ct_start_message(char *buffer, uint16_t type, uint16_t flags, u
 
 /* ---- the kernel's side ---- */
 
-/* Runs in the kernel on every event: our mark, and of the TCP states only those that change a record. SYN_RECV, CLOSE_WAIT
- * and LAST_ACK never wake us. Attribute offsets come from the ancillary loads of filter.txt (kernel documentation). */
+/* Runs in the kernel on every event: only those with our mark wake us. The offset of an attribute comes from an ancillary
+ * load (kernel documentation, networking/filter). */
 int ct_attach_filter(int fd, uint32_t base, uint32_t mask) {
-  enum { NLATTR = (int)(SKF_AD_OFF + SKF_AD_NLATTR), NEST = (int)(SKF_AD_OFF + SKF_AD_NLATTR_NEST) };
   struct sock_filter code[] = {
-      /*  0 */ BPF_STMT(BPF_LD | BPF_IMM, sizeof(struct nlmsghdr) + sizeof(struct nfgenmsg)),
-      /*  1 */ BPF_STMT(BPF_LDX | BPF_IMM, CTA_MARK),
-      /*  2 */ BPF_STMT(BPF_LD | BPF_B | BPF_ABS, (uint32_t)NLATTR),
-      /*  3 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 21, 0), /* no mark: drop */
-      /*  4 */ BPF_STMT(BPF_MISC | BPF_TAX, 0),
-      /*  5 */ BPF_STMT(BPF_LD | BPF_W | BPF_IND, 4),
-      /*  6 */ BPF_STMT(BPF_ALU | BPF_AND | BPF_K, mask),
-      /*  7 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, base, 0, 17), /* another's mark: drop */
-      /*  8 */ BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 4 + (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__)),
-      /*  9 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, IPCTNL_MSG_CT_DELETE, 16, 0), /* DESTROY: keep */
-      /* 10 */ BPF_STMT(BPF_LD | BPF_IMM, sizeof(struct nlmsghdr) + sizeof(struct nfgenmsg)),
-      /* 11 */ BPF_STMT(BPF_LDX | BPF_IMM, CTA_PROTOINFO),
-      /* 12 */ BPF_STMT(BPF_LD | BPF_B | BPF_ABS, (uint32_t)NLATTR),
-      /* 13 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 12, 0), /* not TCP: keep */
-      /* 14 */ BPF_STMT(BPF_LDX | BPF_IMM, CTA_PROTOINFO_TCP),
-      /* 15 */ BPF_STMT(BPF_LD | BPF_B | BPF_ABS, (uint32_t)NEST),
-      /* 16 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 9, 0),
-      /* 17 */ BPF_STMT(BPF_LDX | BPF_IMM, CTA_PROTOINFO_TCP_STATE),
-      /* 18 */ BPF_STMT(BPF_LD | BPF_B | BPF_ABS, (uint32_t)NEST),
-      /* 19 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 6, 0),
-      /* 20 */ BPF_STMT(BPF_MISC | BPF_TAX, 0),
-      /* 21 */ BPF_STMT(BPF_LD | BPF_B | BPF_IND, 4),
-      /* 22 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, TCP_CONNTRACK_SYN_RECV, 2, 0),
-      /* 23 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, TCP_CONNTRACK_CLOSE_WAIT, 1, 0),
-      /* 24 */ BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, TCP_CONNTRACK_LAST_ACK, 0, 1),
-      /* 25 */ BPF_STMT(BPF_RET | BPF_K, 0),
-      /* 26 */ BPF_STMT(BPF_RET | BPF_K, 0xffffffff),
+      BPF_STMT(BPF_LD | BPF_IMM, sizeof(struct nlmsghdr) + sizeof(struct nfgenmsg)),
+      BPF_STMT(BPF_LDX | BPF_IMM, CTA_MARK),
+      BPF_STMT(BPF_LD | BPF_B | BPF_ABS, (uint32_t)(SKF_AD_OFF + SKF_AD_NLATTR)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 4, 0), /* no mark */
+      BPF_STMT(BPF_MISC | BPF_TAX, 0),
+      BPF_STMT(BPF_LD | BPF_W | BPF_IND, 4),
+      BPF_STMT(BPF_ALU | BPF_AND | BPF_K, mask),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, base, 1, 0),
+      BPF_STMT(BPF_RET | BPF_K, 0),
+      BPF_STMT(BPF_RET | BPF_K, 0xffffffff),
   };
   struct sock_fprog program = {sizeof code / sizeof code[0], code};
   return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0 ? -errno : 0;

@@ -1,10 +1,8 @@
 /* The stage: records on their way to TypeScript. Under load they wait here for a moment, so that a short connection, which
- * makes four events within a few milliseconds, becomes one record instead of four. When little happens they leave at once. */
+ * makes its two events within a few milliseconds, becomes one record. When little happens they leave at once. */
 #define _GNU_SOURCE
 #include "conntrack_parts.h"
 #include <errno.h>
-#include <linux/netfilter/nf_conntrack_tcp.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -90,12 +88,11 @@ struct sluice_flow *stage_event(const struct sluice_flow *event) {
   switch (event->kind) {
   case SLUICE_FLOW_UPDATE:
     if (!open) append_copy(event);
-    else known->tcp_state = event->tcp_state;
+    else known->mark = event->mark;
     return NULL;
   case SLUICE_FLOW_CLOSED:
     if (!open) return append_copy(event);
-    known->before = known->tcp_state;
-    known->tcp_state = event->tcp_state;
+    known->mark = event->mark;
     known->status = event->status;
     if (known->kind == SLUICE_FLOW_NEW) known->start_ns = known->event_ns;
     known->event_ns = event->event_ns;

@@ -44,6 +44,9 @@ int sluice_keepalive(int fd, int idle_s, int interval_s, int count);
 
 /* ---- conntrack (conntrack.c) ---- */
 
+/* Bits of the conntrack mark in which the nft program keeps how a flow ended (nft/sluice.nft, chain ending). */
+enum sluice_mark { SLUICE_FIN_CLIENT = 0x00800000, SLUICE_FIN_TARGET = 0x00400000, SLUICE_RST_CLIENT = 0x00200000, SLUICE_RST_TARGET = 0x00100000 };
+
 enum sluice_flow_kind {
   SLUICE_FLOW_NEW = 1,
   SLUICE_FLOW_UPDATE = 2,
@@ -51,7 +54,7 @@ enum sluice_flow_kind {
   SLUICE_FLOW_DUMPED = 4,   /* one entry of the dump `request` asked for */
   SLUICE_DUMP_END = 5,      /* error: errno or 0 */
   SLUICE_LOST = 6,          /* the kernel dropped events: resync */
-  SLUICE_FLOW_CLOSED = 7,   /* TCP is over (TIME_WAIT or CLOSE); counters were read right after */
+  SLUICE_FLOW_CLOSED = 7,   /* TCP is over: both FINs or a RST, see the mark; counters were read right after */
   SLUICE_FLOW_WHOLE = 9,    /* NEW and CLOSED in one: start_ns is when it opened, event_ns when it closed */
   SLUICE_NFT_CHANGED = 8    /* a transaction touched our table; mark = process id that did it */
 };
@@ -68,8 +71,7 @@ struct sluice_flow { /* 160 bytes */
   uint64_t event_ns;   /* CTA_TIMESTAMP_EVENT or the time of receipt, wall clock */
   uint32_t timeout_s;
   uint32_t counted;    /* 1 when the counters are known */
-  uint8_t before;      /* CLOSED and WHOLE: the last tcp_state before the end, 0 when not known here */
-  uint8_t unused[7];
+  uint64_t unused;
 };
 
 /* Starts the reader thread: conntrack events with (mark & mask) == base, and nft transactions that touch table `table`,

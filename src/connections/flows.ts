@@ -24,7 +24,7 @@ export const FLOW = {
 const AT = {
   kind: 0, family: 1, protocol: 2, state: 3, mark: 4, id: 8, status: 12, zone: 16, request: 18, origSport: 20, origDport: 22, replySport: 24, replyDport: 26,
   error: 28, origSrc: 32, origDst: 48, replySrc: 64, replyDst: 80, origPackets: 96, origBytes: 104, replyPackets: 112, replyBytes: 120, startNs: 128, eventNs: 136,
-  timeout: 144, counted: 148, before: 152,
+  timeout: 144, counted: 148,
 } as const // prettier-ignore
 
 /** enum tcp_conntrack of the kernel (nf_conntrack_tcp.h). */
@@ -39,7 +39,12 @@ const TCP = {
   CLOSE: 8,
 } as const
 const IPPROTO_TCP = 6
+/** enum ip_conntrack_status. */
 const IPS_SEEN_REPLY = 2
+const IPS_ASSURED = 4
+/** enum sluice_mark. */
+const MARK = { FIN_CLIENT: 0x00800000, FIN_TARGET: 0x00400000, RST_CLIENT: 0x00200000, RST_TARGET: 0x00100000 } as const
+const NUMBER_MASK = 0x000fffff
 
 const PHASE = { OPENING: 0, OPEN: 1, HALF_CLOSED: 2, CLOSING: 3 } as const
 const STATES = ['opening', 'open', 'half-closed', 'closing'] as const
@@ -77,7 +82,6 @@ export class FlowTable {
 
   /** @param routeOf name of a route number, also of routes that are gone. */
   constructor(
-    private readonly markMask: number,
     private readonly routeOf: (number: number) => string,
     private readonly listener: FlowListener,
   ) {}
@@ -135,18 +139,16 @@ export class FlowTable {
 
   #closed(record: Uint8Array, view: DataView, at: number) {
     const slot = this.#find(record, view, at)
-    // Settled before (killed, or a second CLOSE after TIME_WAIT): the record is written already.
+    // Settled before (killed, or a late FIN that is sent again): the record is written already.
     if (slot < 0) return
-    if (record[AT.before]) this.#bytes[slot * SLOT_BYTES + EXTRA.phase] = phaseOf(record, record[AT.before]!)
-    const phase = this.#bytes[slot * SLOT_BYTES + EXTRA.phase]!
+    this.#bytes.set(record.subarray(AT.mark, AT.id), slot * SLOT_BYTES + AT.mark)
     if (!record[AT.counted]) {
       // The entry went before its counters could be read: DESTROY is on its way and has them.
       this.#bytes[slot * SLOT_BYTES + EXTRA.phase] = PHASE.CLOSING
-      this.#bytes[slot * SLOT_BYTES + AT.state] = record[AT.state]!
       return
     }
     this.#copyCounters(slot, record)
-    this.#settle(slot, closeReason(record[AT.state]!, phase), eventMs(view, at))
+    this.#settle(slot, endReason(view, at) ?? 'nftables_closed', eventMs(view, at))
   }
 
   /** A short connection that opened and ended while the reader held its records back. */
@@ -159,14 +161,8 @@ export class FlowTable {
   #destroyed(record: Uint8Array, view: DataView, at: number) {
     const slot = this.#find(record, view, at)
     if (slot < 0) return
-    const phase = this.#bytes[slot * SLOT_BYTES + EXTRA.phase]!
-    const state = phase === PHASE.CLOSING ? this.#bytes[slot * SLOT_BYTES + AT.state]! : 0
     if (record[AT.counted]) this.#copyCounters(slot, record)
-    this.#settle(
-      slot,
-      state ? closeReason(state, PHASE.OPEN) : destroyReason(record, view, at, phase),
-      eventMs(view, at),
-    )
+    this.#settle(slot, endReason(view, at) ?? destroyReason(record, view, at), eventMs(view, at))
   }
 
   // ---- dumps: the kernel's truth ----
@@ -180,13 +176,13 @@ export class FlowTable {
   #dumped(record: Uint8Array, view: DataView, at: number) {
     if (this.#endedDuringDump?.has(keyOf(record))) return
     const state = record[AT.state]!
-    const over = record[AT.protocol] === IPPROTO_TCP && (state === TCP.TIME_WAIT || state === TCP.CLOSE)
+    const tcpOver = record[AT.protocol] === IPPROTO_TCP && (state === TCP.TIME_WAIT || state === TCP.CLOSE)
+    const reason = endReason(view, at) ?? (tcpOver ? 'nftables_closed' : undefined)
+    if (reason === undefined) return this.#see(record, view, at)
     const slot = this.#find(record, view, at)
-    if (!over) return this.#see(record, view, at)
     if (slot < 0) return
-    const phase = this.#bytes[slot * SLOT_BYTES + EXTRA.phase]!
     this.#copyCounters(slot, record)
-    this.#settle(slot, closeReason(state, phase), eventMs(view, at))
+    this.#settle(slot, reason, eventMs(view, at))
   }
 
   #dumpEnd(request: number, error: number) {
@@ -195,7 +191,7 @@ export class FlowTable {
       const now = Date.now()
       for (const slot of this.#everySlot())
         if (this.#bytes[slot * SLOT_BYTES + EXTRA.seen] !== this.#dumpGeneration)
-          this.#settle(slot, 'nftables_closed', now)
+          this.#settle(slot, endReason(this.#view, slot * SLOT_BYTES) ?? 'nftables_closed', now)
     }
     this.listener.dumped(request, error)
   }
@@ -234,7 +230,7 @@ export class FlowTable {
   }
 
   number(slot: number) {
-    return (this.#view.getUint32(slot * SLOT_BYTES + AT.mark, true) & ~this.markMask) >>> 0
+    return this.#view.getUint32(slot * SLOT_BYTES + AT.mark, true) & NUMBER_MASK
   }
 
   record(slot: number): ConnectionRecord {
@@ -407,26 +403,32 @@ export class FlowTable {
 
 const eventMs = (view: DataView, at: number) => Number(view.getBigUint64(at + AT.eventNs, true) / 1000n) / 1000
 
-function phaseOf(record: Uint8Array, state = record[AT.state]!): number {
+function phaseOf(record: Uint8Array): number {
   if (record[AT.protocol] !== IPPROTO_TCP) return PHASE.OPEN
+  const state = record[AT.state]!
   if (state <= TCP.SYN_RECV) return PHASE.OPENING
   return state === TCP.ESTABLISHED ? PHASE.OPEN : PHASE.HALF_CLOSED
 }
 
-/** TIME_WAIT is an orderly end, and so is a reset after a FIN: a peer that has closed answers late bytes with it. A reset
- *  in answer to the SYN is the target's refusal; later on nobody says whose it was. */
-function closeReason(state: number, phase: number): CloseReason {
-  if (state === TCP.TIME_WAIT || phase === PHASE.HALF_CLOSED) return 'finished'
-  return phase === PHASE.OPENING ? 'target_refused' : 'nftables_closed'
+/** How the flow ended, from the bits that the nft program keeps in its mark; undefined while it has not. A reset by a peer
+ *  that had sent its FIN is no failure: it has closed, and answers late bytes with it. */
+function endReason(view: DataView, at: number): CloseReason | undefined {
+  const mark = view.getUint32(at + AT.mark, true)
+  if (mark & MARK.RST_CLIENT) return mark & MARK.FIN_CLIENT ? 'finished' : 'client_reset'
+  if (mark & MARK.RST_TARGET) {
+    if (mark & MARK.FIN_TARGET) return 'finished'
+    return view.getUint32(at + AT.status, true) & IPS_ASSURED ? 'target_reset' : 'target_refused'
+  }
+  return mark & MARK.FIN_CLIENT && mark & MARK.FIN_TARGET ? 'finished' : undefined
 }
 
 /** An entry that goes without its protocol being over: refused, expired, or deleted. */
-function destroyReason(record: Uint8Array, view: DataView, at: number, phase: number): CloseReason {
+function destroyReason(record: Uint8Array, view: DataView, at: number): CloseReason {
   if (record[AT.protocol] !== IPPROTO_TCP) return 'idle_timeout'
-  if (phase === PHASE.OPENING) {
+  const status = view.getUint32(at + AT.status, true)
+  if (!(status & IPS_ASSURED)) {
     // A RST as the only answer deletes the entry at once: it was counted, but SEEN_REPLY is set only after that.
-    const refused =
-      view.getBigUint64(at + AT.replyPackets, true) > 0n && !(view.getUint32(at + AT.status, true) & IPS_SEEN_REPLY)
+    const refused = view.getBigUint64(at + AT.replyPackets, true) > 0n && !(status & IPS_SEEN_REPLY)
     return refused ? 'target_refused' : 'connect_timeout'
   }
   // Time left: it has not expired, somebody deleted it.

@@ -22,7 +22,7 @@ export const reasons = {
   drained: 'the route or the gateway was drained and the grace period ended',
   killed: 'closed on request of the operator',
   worker_died: 'the worker process that carried it died',
-  nftables_closed: 'a kernel flow ended by a reset, or its entry expired',
+  nftables_closed: 'the entry of a kernel flow expired, or was gone when the kernel was asked',
   conntrack_flushed: 'the conntrack entry of a kernel flow was deleted by someone else',
   buffer_full: 'more bytes arrived before the target was connected than may be held',
   internal_error: 'an error inside the gateway, which the log describes',

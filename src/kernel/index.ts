@@ -74,7 +74,7 @@ export class KernelPlane {
       log: options.log,
       changed: options.changed,
     })
-    this.flows = new FlowTable(MARK_MASK, (number) => this.routeName(number), {
+    this.flows = new FlowTable((number) => this.routeName(number), {
       opened: (slot) => options.flowOpened(this.routeName(this.flows.number(slot))),
       settled: (record) => options.flowSettled(record),
       lost: () => {

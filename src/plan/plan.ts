@@ -9,7 +9,8 @@ import { listeners, listensOf, needsPeek } from './listeners.ts'
 import { ownership, type Ownership } from './ports.ts'
 import type { Facts, Plan, PlannedRoute, UserRoute, UserTarget, UserTls } from './types.ts'
 
-export const NUMBER_MAX = 0xffffff
+/** 20 bits of the mark: the byte above them is ours, the four bits between say how a flow ends (nft/sluice.nft). */
+export const NUMBER_MAX = 0xfffff
 
 export function plan(config: Config, facts: Facts): Plan {
   const enabled = config.routes.filter((route) => route.enabled !== false)

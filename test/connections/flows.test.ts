@@ -2,12 +2,12 @@
 import { describe, expect, test } from 'bun:test'
 import { FlowTable } from '../../src/connections/flows.ts'
 import type { ConnectionRecord } from '../../src/connections/record.ts'
-import { nativeFlow, TCP, type Flow } from './native-flow.ts'
+import { ENDS, nativeFlow, STATUS, TCP, type Flow } from './native-flow.ts'
 
 function setUp() {
   const settled: ConnectionRecord[] = []
   const seen = { opened: 0, lost: 0, dumped: [] as [number, number][], nft: [] as number[] }
-  const table = new FlowTable(0xff000000, (number) => `route${number}`, {
+  const table = new FlowTable((number) => `route${number}`, {
     opened: () => seen.opened++,
     settled: (record) => settled.push(record),
     lost: () => seen.lost++,
@@ -44,7 +44,7 @@ describe('H7/H8: kernel flows as records', () => {
     table.ingest(nativeFlow('UPDATE', flow, { state: TCP.FIN_WAIT }))
     expect(live()[0]!.state).toBe('half-closed')
     const id = live()[0]!.id
-    table.ingest(nativeFlow('CLOSED', flow, { state: TCP.TIME_WAIT, counters, eventMs: 1_700_000_001_000 }))
+    table.ingest(nativeFlow('CLOSED', flow, { ends: ENDS.FINS, counters, eventMs: 1_700_000_001_000 }))
     expect(settled).toEqual([
       expect.objectContaining({
         id,
@@ -55,53 +55,28 @@ describe('H7/H8: kernel flows as records', () => {
         bytesOut: 1_000_000,
       }),
     ])
-    table.ingest(nativeFlow('DESTROY', flow, { state: TCP.TIME_WAIT, counters }))
+    table.ingest(nativeFlow('DESTROY', flow, { ends: ENDS.FINS, counters }))
     expect([settled.length, table.size, seen.opened]).toEqual([1, 0, 1])
   })
 
+  const born = nativeFlow('NEW', flow, { state: TCP.SYN_SENT })
+  const closed = (ends: number, status?: number) => [born, nativeFlow('CLOSED', flow, { ends, status, counters })]
+  const gone = (more: object) => [
+    born,
+    nativeFlow('DESTROY', flow, { status: STATUS.DNAT, counters: [3, 180, 0, 0], ...more }),
+  ]
   test.each<[string, Uint8Array[], string]>([
-    [
-      'the target refuses',
-      [nativeFlow('NEW', flow, { state: TCP.SYN_SENT }), nativeFlow('CLOSED', flow, { state: TCP.CLOSE, counters })],
-      'target_refused',
-    ],
-    [
-      'the target is silent',
-      [nativeFlow('NEW', flow, { state: TCP.SYN_SENT }), nativeFlow('DESTROY', flow, { counters: [3, 180, 0, 0] })],
-      'connect_timeout',
-    ],
-    [
-      'the target refuses, and the entry goes with it',
-      [nativeFlow('NEW', flow, { state: TCP.SYN_SENT }), nativeFlow('DESTROY', flow, { counters: [1, 60, 1, 40] })],
-      'target_refused',
-    ],
-    [
-      'a reset',
-      [
-        nativeFlow('NEW', flow, { state: TCP.SYN_SENT }),
-        nativeFlow('UPDATE', flow, { state: TCP.ESTABLISHED }),
-        nativeFlow('CLOSED', flow, { state: TCP.CLOSE, counters }),
-      ],
-      'nftables_closed',
-    ],
-    [
-      'a reset after a FIN',
-      [
-        nativeFlow('NEW', flow, { state: TCP.SYN_SENT }),
-        nativeFlow('UPDATE', flow, { state: TCP.FIN_WAIT }),
-        nativeFlow('CLOSED', flow, { state: TCP.CLOSE, counters }),
-      ],
-      'finished',
-    ],
-    [
-      'an entry that goes',
-      [
-        nativeFlow('NEW', flow, { state: TCP.SYN_SENT }),
-        nativeFlow('UPDATE', flow, { state: TCP.ESTABLISHED }),
-        nativeFlow('DESTROY', flow, { counters }),
-      ],
-      'nftables_closed',
-    ],
+    ['both sides close', closed(ENDS.FINS), 'finished'],
+    ['the client resets', closed(ENDS.RST_CLIENT), 'client_reset'],
+    ['the target resets', closed(ENDS.RST_TARGET), 'target_reset'],
+    ['the target resets after a FIN of the client', closed(ENDS.RST_TARGET | ENDS.FIN_CLIENT), 'target_reset'],
+    ['a peer that had closed answers late bytes', closed(ENDS.RST_CLIENT | ENDS.FIN_CLIENT), 'finished'],
+    ['the target refuses', closed(ENDS.RST_TARGET, STATUS.DNAT | STATUS.SEEN_REPLY), 'target_refused'],
+    ['the target refuses, and the entry goes with it', gone({ counters: [1, 60, 1, 40] }), 'target_refused'],
+    ['the target is silent', gone({}), 'connect_timeout'],
+    ['the event of the end was lost', gone({ ends: ENDS.RST_CLIENT }), 'client_reset'],
+    ['an entry expires', gone({ status: STATUS.DNAT | STATUS.ASSURED }), 'nftables_closed'],
+    ['somebody deletes an entry', gone({ status: STATUS.DNAT | STATUS.ASSURED, timeout: 300 }), 'conntrack_flushed'],
     [
       'udp goes silent',
       [nativeFlow('NEW', { ...flow, protocol: 17 }), nativeFlow('DESTROY', { ...flow, protocol: 17 }, { counters })],
@@ -115,30 +90,26 @@ describe('H7/H8: kernel flows as records', () => {
 
   test('a short connection that the reader held back is one record, with its own start and reason', () => {
     const { table, settled, seen } = setUp()
-    const whole = (before: number, state: number) =>
-      table.ingest(
-        nativeFlow('WHOLE', flow, { state, before, counters, startMs: 1_700_000_000_000, eventMs: 1_700_000_000_500 }),
-      )
-    whole(TCP.FIN_WAIT, TCP.TIME_WAIT)
-    whole(TCP.SYN_SENT, TCP.CLOSE)
-    whole(TCP.ESTABLISHED, TCP.CLOSE)
+    const times = { counters, startMs: 1_700_000_000_000, eventMs: 1_700_000_000_500 }
+    table.ingest(nativeFlow('WHOLE', flow, { ends: ENDS.FINS, ...times }))
+    table.ingest(nativeFlow('WHOLE', flow, { ends: ENDS.RST_TARGET, ...times }))
     table.ingest(nativeFlow('DESTROY', flow, { counters }))
-    expect(settled.map((record) => record.reason as string)).toEqual(['finished', 'target_refused', 'nftables_closed'])
+    expect(settled.map((record) => record.reason as string)).toEqual(['finished', 'target_reset'])
     expect(settled[0]).toMatchObject({
       openedAt: '2023-11-14T22:13:20.000Z',
       closedAt: '2023-11-14T22:13:20.500Z',
       bytesIn: 100,
     })
-    expect([seen.opened, table.size]).toEqual([3, 0])
+    expect([seen.opened, table.size]).toEqual([2, 0])
   })
 
   test('an end whose counters could not be read waits for DESTROY, which has them', () => {
     const { table, settled, live } = setUp()
     table.ingest(nativeFlow('NEW', flow, { state: TCP.SYN_SENT }))
     table.ingest(nativeFlow('UPDATE', flow, { state: TCP.ESTABLISHED }))
-    table.ingest(nativeFlow('CLOSED', flow, { state: TCP.TIME_WAIT }))
+    table.ingest(nativeFlow('CLOSED', flow, { ends: ENDS.FINS }))
     expect([settled.length, live()[0]!.state]).toEqual([0, 'closing'])
-    table.ingest(nativeFlow('DESTROY', flow, { counters }))
+    table.ingest(nativeFlow('DESTROY', flow, { ends: ENDS.FINS, counters }))
     expect(settled).toEqual([expect.objectContaining({ reason: 'finished', bytesOut: 1_000_000 })])
   })
 
@@ -197,7 +168,7 @@ describe('H8: dumps are the kernel’s truth', () => {
     const { table, settled, seen } = setUp()
     table.ingest(nativeFlow('NEW', flow, { state: TCP.SYN_SENT }))
     table.beginDump()
-    table.ingest(nativeFlow('CLOSED', flow, { state: TCP.TIME_WAIT, counters }))
+    table.ingest(nativeFlow('CLOSED', flow, { ends: ENDS.FINS, counters }))
     table.ingest(nativeFlow('DUMPED', flow, { state: TCP.ESTABLISHED, counters }))
     table.ingest(nativeFlow('DUMP_END', flow))
     expect([table.size, settled.length, seen.opened]).toEqual([0, 1, 1])
@@ -207,8 +178,8 @@ describe('H8: dumps are the kernel’s truth', () => {
     const { table, settled, seen } = setUp()
     table.ingest(nativeFlow('NEW', { id: 1 }, { state: TCP.SYN_SENT }))
     table.beginDump()
-    table.ingest(nativeFlow('DUMPED', { id: 1 }, { state: TCP.TIME_WAIT, counters }))
-    table.ingest(nativeFlow('DUMPED', { id: 2 }, { state: TCP.TIME_WAIT, counters }))
+    table.ingest(nativeFlow('DUMPED', { id: 1 }, { state: TCP.TIME_WAIT, ends: ENDS.FINS, counters }))
+    table.ingest(nativeFlow('DUMPED', { id: 2 }, { state: TCP.TIME_WAIT, ends: ENDS.FINS, counters }))
     table.ingest(nativeFlow('DUMP_END', flow))
     expect([table.size, settled.length, seen.opened]).toEqual([0, 1, 1])
   })
@@ -252,7 +223,7 @@ describe('H8: against a plain model', () => {
         if (!alive) opened++
         model.set(n, 'live')
       } else if (act < 9) {
-        table.ingest(nativeFlow(act === 8 ? 'DESTROY' : 'CLOSED', flowOf(n), { state: TCP.TIME_WAIT, counters }))
+        table.ingest(nativeFlow(act === 8 ? 'DESTROY' : 'CLOSED', flowOf(n), { ends: ENDS.FINS, counters }))
         model.delete(n)
       } else if (alive) {
         const id = live().find((record) => record.client === `10.0.${n >> 8}.${n & 255}:${1024 + n}`)!.id

@@ -14,6 +14,14 @@ export interface Flow {
 
 export const TCP = { SYN_SENT: 1, ESTABLISHED: 3, FIN_WAIT: 4, TIME_WAIT: 7, CLOSE: 8 } as const
 export const BASE = 0x51000000
+export const ENDS = {
+  FIN_CLIENT: 0x00800000,
+  FIN_TARGET: 0x00400000,
+  RST_CLIENT: 0x00200000,
+  RST_TARGET: 0x00100000,
+  FINS: 0x00c00000,
+}
+export const STATUS = { SEEN_REPLY: 2, ASSURED: 4, DNAT: 32 }
 
 export function nativeFlow(
   kind: keyof typeof FLOW,
@@ -25,7 +33,9 @@ export function nativeFlow(
     eventMs?: number
     request?: number
     error?: number
-    before?: number
+    ends?: number
+    status?: number
+    timeout?: number
   } = {},
 ): Uint8Array {
   const bytes = new Uint8Array(FLOW_BYTES)
@@ -40,8 +50,9 @@ export function nativeFlow(
   bytes[1] = client[0].includes(':') ? 6 : 4
   bytes[2] = flow.protocol ?? 6
   bytes[3] = more.state ?? 0
-  view.setUint32(4, (BASE | (flow.number ?? 1)) >>> 0, true)
+  view.setUint32(4, (BASE | (more.ends ?? 0) | (flow.number ?? 1)) >>> 0, true)
   view.setUint32(8, flow.id, true)
+  view.setUint32(12, more.status ?? STATUS.DNAT | STATUS.ASSURED, true)
   view.setUint16(18, more.request ?? 0, true)
   view.setUint16(20, client[1], true)
   view.setUint16(22, listener[1], true)
@@ -55,7 +66,7 @@ export function nativeFlow(
   more.counters?.forEach((value, i) => view.setBigUint64(96 + i * 8, BigInt(value), true))
   view.setBigUint64(128, BigInt(more.startMs ?? 0) * 1_000_000n, true)
   view.setBigUint64(136, BigInt(more.eventMs ?? 1_700_000_000_000) * 1_000_000n, true)
-  bytes[152] = more.before ?? 0
+  view.setUint32(144, more.timeout ?? 0, true)
   bytes[148] = more.counters ? 1 : 0
   return bytes
 }
