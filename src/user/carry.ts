@@ -1,5 +1,4 @@
 // What is done with a connection whose route is known. The one place where the parts of the room are put together.
-import { native } from '../base/native.ts'
 import type { Connection } from './connection.ts'
 import { Dial } from './dial.ts'
 import { runHandler } from './handlers.ts'
@@ -11,9 +10,6 @@ import { encryptTarget, terminateTls } from './terminate.ts'
 
 export function carry(connection: Connection) {
   const route = connection.route!
-  const { keepAlive } = route.plan
-  if (keepAlive)
-    native().sluice_keepalive(connection.client.socket!.fd, keepAlive.idleS, keepAlive.intervalS, keepAlive.count)
   if (route.terminates) terminateTls(connection, act)
   else act(connection)
 }

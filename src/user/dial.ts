@@ -104,9 +104,6 @@ export class Dial implements Attachment {
       fd = native().sluice_connect(ptr(cString(address)), to)
     }
     if (fd < 0) return this.failed(ERRNO[-fd])
-    const { keepAlive } = connection.route!.plan
-    if (keepAlive && host.kind !== 'unix')
-      native().sluice_keepalive(fd, keepAlive.idleS, keepAlive.intervalS, keepAlive.count)
     const target = (connection.target = new End(connection, dialing))
     // Its promise says nothing that the handlers do not.
     Bun.connect({ fd, allowHalfOpen: true, data: target, socket: targetHandlers }).catch(ignore)

@@ -3,6 +3,7 @@
 import { native, ptr } from '../base/native.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { Attachment, Connection } from './connection.ts'
+import { keepAlive } from './idle.ts'
 
 const EVENT_BYTES = 48
 const HALF_CLOSED = 1
@@ -36,6 +37,7 @@ export function relay(connection: Connection): boolean {
   const target = connection.target!
   if (target.socket!.remotePort === undefined || target.queuedBytes > 0 || client.queuedBytes > 0) return false
   if (!start(connection)) return false
+  keepAlive(connection)
   client.pause()
   target.pause()
   const clientFd = native().sluice_dup(client.socket!.fd)
