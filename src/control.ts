@@ -1,56 +1,41 @@
 // The control process: the wiring of the whole gateway. It turns a configuration into a plan, owns every listening socket,
 // and carries the plan out in both planes; it never touches a byte of a client. Changes are made one at a time.
-import { lookup } from 'node:dns/promises'
 import { isAbsolute, join, resolve } from 'node:path'
 import { DEFAULT_SOCKET, DEFAULT_STATE_DIR, VERSION } from './base/about.ts'
-import { cString, native, ptr } from './base/native.ts'
-import { canonicalIp, parseTarget } from './base/addresses.ts'
+import { native } from './base/native.ts'
 import { parseDuration } from './base/units.ts'
 import { Certificates } from './certificates/index.ts'
 import type { ToControl, WorkerPlan } from './channel/messages.ts'
-import { check, type Problem } from './config/check.ts'
+import { check } from './config/check.ts'
 import { loadConfig } from './config/load.ts'
 import type { Config } from './config/schema.ts'
 import type { ConnectionRecord } from './connections/record.ts'
 import { ConnectionTable } from './connections/table.ts'
+import { changesOf, fixedChanges, GatewayError, ProblemsError } from './control/changes.ts'
+import { Listeners } from './control/listeners.ts'
+import { resolveNames } from './control/names.ts'
+import { Supervisor } from './control/supervisor.ts'
+import { routeView, type Carried } from './control/view.ts'
 import { KernelPlane, probeKernel, programVersion } from './kernel/index.ts'
 import { AccessLog } from './observe/access-log.ts'
 import { AdminServer, type Gateway, type ReloadResult } from './observe/admin.ts'
 import { makeLog, type Log } from './observe/log.ts'
 import { plan as makePlan } from './plan/plan.ts'
 import type { Facts, Plan, PlannedRoute } from './plan/types.ts'
-import { Supervisor } from './supervisor.ts'
 
 const DEFAULT_MARK_BASE = 0x51000000
-/** The kernel holds this many accepted connections that a worker has not taken yet (capped by net.core.somaxconn). */
-const BACKLOG = 4096
-const RESOLVE_MS_MAX = 2000
 const RESOLVE_EVERY_MS = 30_000
 /** Between attempts to use a kernel that could not be used. */
 const KERNEL_RETRY_MS_MIN = 1000
 const KERNEL_RETRY_MS_MAX = 30_000
-const EADDRINUSE = 98
 /** Only a change that needs a port again waits for it. */
 const WORKER_APPLIES_MS_MAX = 2000
-/** Listening sockets opened before the event loop gets a turn. */
-const LISTENERS_AT_ONCE = 64
-
-/** A start or a change that cannot be done; nothing of it was. */
-export class GatewayError extends Error {
-  override name = 'GatewayError'
-}
+const WORKER_STARTS_MS_MAX = 20_000
 
 export interface ControlOptions {
   /** Read again by reload; also where inline handlers are found. */
   configFile?: string
   log?: Log
-}
-
-interface Listener {
-  key: string
-  port: number
-  tag: number
-  fd: number
 }
 
 export class Control implements Gateway {
@@ -66,8 +51,7 @@ export class Control implements Gateway {
   #config: Config
   #plan: Plan = { routes: [], listeners: [], kernel: {} }
   #facts: Facts
-  #listeners = new Map<string, Listener>()
-  #nextTag = 1
+  readonly #listeners = new Listeners(() => this.#workerHasApplied())
   #generation = 0
   #applied = { generation: 0, problems: new Map<string, string>() }
   #changing: Promise<unknown> = Promise.resolve()
@@ -117,6 +101,11 @@ export class Control implements Gateway {
     return resolve(this.#config.stateDir ?? DEFAULT_STATE_DIR)
   }
 
+  /** The routes of the running configuration. */
+  get configured(): Config['routes'] {
+    return this.#config.routes
+  }
+
   /** Resolves when the gateway has stopped. */
   get done() {
     return this.#done.promise
@@ -143,7 +132,7 @@ export class Control implements Gateway {
       await this.#resolveNames(this.#config)
       await this.#supervisor.start()
       await this.#change(this.#config)
-      await this.#workerReady.promise
+      await this.#workerStarts()
       // A stop does not wait for a start, and resolves what the start waits for.
       if (this.#stopping) return
       const kernel = this.#startKernel()
@@ -181,7 +170,7 @@ export class Control implements Gateway {
         base: this.#facts.markBase,
         sysctlMemory: join(this.#stateDir, 'sysctl.json'),
         log: this.log,
-        changed: () => this.#kernelChanged(),
+        changed: () => {},
         flowOpened: (route) => this.table.flowOpened(route),
         flowSettled: (record) => this.table.settled(record),
       })
@@ -235,6 +224,8 @@ export class Control implements Gateway {
     const before = this.#plan
     const inUse = this.#kernel?.flows.numbers().keys() ?? []
     const next = makePlan(config, { ...this.#facts, numbersInUse: [...inUse, this.#highestNumber] })
+    // A thousand routes take a plan some milliseconds: others have their turn before it is carried out.
+    await new Promise((turn) => setImmediate(turn))
     const required = next.routes.filter((route) => route.required)
     const notKernel = required.find(
       (route) =>
@@ -246,14 +237,14 @@ export class Control implements Gateway {
       )
 
     const certificates = await this.#prepareCertificates(config, next)
-    const opened = await this.#openListeners(next)
+    const opened = await this.#listeners.open(next.listeners)
     const previous = this.#kernel?.ruleset
     const applied = this.#applyKernel(next)
     if (required.length > 0 && applied)
       try {
         await applied
       } catch (error) {
-        for (const listener of opened) this.#closeListener(listener)
+        this.#listeners.close(opened)
         if (previous && before.routes.length) this.#applyKernel(before)
         throw new GatewayError(
           `Route "${required[0]!.name}" demands forwardingEngine 'nftables': ${(error as Error).message}`,
@@ -267,24 +258,13 @@ export class Control implements Gateway {
     this.#highestNumber = next.routes.reduce((highest, route) => Math.max(highest, route.number), this.#highestNumber)
     const workerPlan: WorkerPlan = {
       generation: ++this.#generation,
-      listeners: next.listeners.map((listener) => ({
-        ...listener,
-        descriptor: this.#listeners.get(listener.key)!.tag,
-      })),
+      listeners: next.listeners.map((listener) => ({ ...listener, descriptor: this.#listeners.tag(listener.key) })),
       routes: next.routes.map((route) => route.user),
       certificates,
     }
     const wanted = new Set(next.listeners.map((listener) => listener.key))
-    const gone = [...this.#listeners.values()].filter((listener) => !wanted.has(listener.key))
-    await this.#supervisor.apply(
-      workerPlan,
-      new Map(
-        [...this.#listeners.values()]
-          .filter((listener) => wanted.has(listener.key))
-          .map((listener) => [listener.tag, listener.fd]),
-      ),
-    )
-    for (const listener of gone) this.#closeListener(listener)
+    await this.#supervisor.apply(workerPlan, this.#listeners.descriptors(wanted))
+    this.#listeners.keep(wanted)
     this.#drainChanged(before, next)
   }
 
@@ -300,8 +280,6 @@ export class Control implements Gateway {
     applied.catch(() => {}) // the loop has logged it, and tries again
     return applied
   }
-
-  #kernelChanged() {}
 
   async #prepareCertificates(config: Config, plan: Plan): Promise<WorkerPlan['certificates']> {
     const specs = config.routes.flatMap((route) => {
@@ -322,55 +300,6 @@ export class Control implements Gateway {
         })),
       )
     return Object.fromEntries(certificates)
-  }
-
-  // ---- listeners ----
-
-  /** Opens what the plan has and we have not. All of them, or none and an error that names the port. */
-  async #openListeners(plan: Plan): Promise<Listener[]> {
-    const opened: Listener[] = []
-    for (const { key, address, port } of plan.listeners) {
-      if (this.#listeners.has(key)) continue
-      const text = cString(address)
-      const open = () => native().sluice_listen(ptr(text), port, BACKLOG)
-      let fd = open()
-      // A change before this one may have closed the port here, and the worker is about to close it there.
-      if (fd === -EADDRINUSE && (await this.#workerHasApplied())) fd = open()
-      if (fd === -EADDRINUSE) fd = this.#listenBeside(address, port)
-      if (fd < 0) {
-        for (const listener of opened) this.#closeListener(listener)
-        throw new GatewayError(`Cannot listen on ${key}: ${errorText(-fd)}`)
-      }
-      const listener = { key, port, tag: this.#nextTag++, fd }
-      this.#listeners.set(key, listener)
-      opened.push(listener)
-      if (opened.length % LISTENERS_AT_ONCE === 0) await new Promise((turn) => setImmediate(turn))
-    }
-    return opened
-  }
-
-  /** One address of a port whose other addresses, or all of them, are ours already: the kernel gives a connection to the
-   *  narrower socket, but it lets only those in beside each other that agree to it. */
-  #listenBeside(address: string, port: number): number {
-    const ours = [...this.#listeners.values()].filter((listener) => listener.port === port)
-    if (ours.length === 0) return -EADDRINUSE
-    const text = cString(address)
-    const fds = Int32Array.from(ours, (listener) => listener.fd)
-    return native().sluice_listen_beside(ptr(text), port, BACKLOG, ptr(fds), fds.length)
-  }
-
-  /** Waits for the worker to have carried out all that it was told; false when it had, or does not in time. */
-  async #workerHasApplied(): Promise<boolean> {
-    if (this.#applied.generation >= this.#generation) return false
-    const late = setTimeout(() => this.#workerApplied.resolve(false), WORKER_APPLIES_MS_MAX)
-    const result = await this.#workerApplied.promise
-    clearTimeout(late)
-    return result
-  }
-
-  #closeListener(listener: Listener) {
-    native().sluice_close(listener.fd)
-    this.#listeners.delete(listener.key)
   }
 
   // ---- what a change does to live connections ----
@@ -404,28 +333,7 @@ export class Control implements Gateway {
   // ---- names of targets ----
 
   async #resolveNames(config: Config): Promise<boolean> {
-    const names = new Set(
-      config.routes
-        .flatMap((route) => (route.action.type === 'forward' ? route.action.targets : []))
-        .flatMap((target) => {
-          const host = parseTarget(target.host)
-          return host?.kind === 'name' ? [host.name] : []
-        }),
-    )
-    const resolved: Record<string, string[]> = {}
-    await Promise.all(
-      [...names].map(async (name) => {
-        const deadline = Promise.withResolvers<null>()
-        const timer = setTimeout(() => deadline.resolve(null), RESOLVE_MS_MAX)
-        const found = await Promise.race([lookup(name, { all: true }).catch(() => null), deadline.promise])
-        clearTimeout(timer)
-        // A name that does not resolve now keeps the addresses it had.
-        const addresses = found
-          ? [...new Set(found.map((entry) => canonicalIp(entry.address)))].toSorted()
-          : this.#facts.resolved[name]
-        if (addresses) resolved[name] = addresses
-      }),
-    )
+    const resolved = await resolveNames(config, this.#facts.resolved)
     const changed = JSON.stringify(resolved) !== JSON.stringify(this.#facts.resolved)
     this.#facts.resolved = resolved
     return changed
@@ -459,6 +367,24 @@ export class Control implements Gateway {
     }
   }
 
+  /** The first plan is carried out, or the start has failed. */
+  async #workerStarts() {
+    const late = setTimeout(
+      () => this.#workerReady.reject(new GatewayError('Cannot start: the worker does not answer; its output says why')),
+      WORKER_STARTS_MS_MAX,
+    )
+    await this.#workerReady.promise.finally(() => clearTimeout(late))
+  }
+
+  /** Waits for the worker to have carried out all that it was told; false when it had, or does not in time. */
+  async #workerHasApplied(): Promise<boolean> {
+    if (this.#applied.generation >= this.#generation) return false
+    const late = setTimeout(() => this.#workerApplied.resolve(false), WORKER_APPLIES_MS_MAX)
+    const result = await this.#workerApplied.promise
+    clearTimeout(late)
+    return result
+  }
+
   // ---- what the admin API sees and does ----
 
   async status() {
@@ -490,46 +416,22 @@ export class Control implements Gateway {
 
   async routes() {
     await this.#planned.promise
-    return this.#plan.routes.map((route) => {
-      const totals = this.table.totals(route.name)
-      return {
-        name: route.name,
-        ...this.#carried(route),
-        planned: route.carrier,
-        number: route.number,
-        listens: route.listens,
-        connections: totals.now,
-        total: totals.total,
-        bytesIn: totals.bytesIn,
-        bytesOut: totals.bytesOut,
-        reasons: totals.reasons,
-        refused: totals.refused,
-      }
-    })
+    return this.#plan.routes.map((route) => routeView(route, this.#carried(route), this.table.totals(route.name)))
   }
 
   /** What carries a route's new connections at this moment, and why it is not what was planned. */
-  #carried(route: PlannedRoute): {
-    carrier: PlannedRoute['carrier']
-    state: 'active' | 'applying' | 'fallback' | 'failed'
-    reason: string
-  } {
+  #carried(route: PlannedRoute): Carried {
+    const { phase, reason: unusable } = this.#kernelState
     const problem = this.#applied.problems.get(route.name)
-    if (problem) return { carrier: route.carrier, state: 'failed', reason: problem }
     // Before it has taken over what an earlier life left, the numbers mean nothing.
-    const inKernel = this.#kernelState.phase === 'ready' && this.#kernel?.isActive(route.number, route.name) === true
-    if (route.carrier !== 'kernel' && inKernel)
-      return { carrier: 'kernel', state: 'applying', reason: 'in the kernel until its rules are out of it' }
-    if (route.carrier === 'user' && this.#kernelState.phase === 'unusable' && route.reason === this.#kernelState.reason)
-      return { carrier: 'user', state: 'fallback', reason: route.reason }
-    if (route.carrier !== 'kernel')
-      return {
-        carrier: route.carrier,
-        state: this.#applied.generation === 0 ? 'applying' : 'active',
-        reason: route.reason,
-      }
-    if (inKernel) return { carrier: 'kernel', state: 'active', reason: route.reason }
+    const inKernel = phase === 'ready' && this.#kernel?.isActive(route.number, route.name) === true
     const error = this.#kernel?.ruleset.error
+    const { carrier, reason } = route
+    if (problem) return { carrier, state: 'failed', reason: problem }
+    if (inKernel && carrier === 'kernel') return { carrier, state: 'active', reason }
+    if (inKernel) return { carrier: 'kernel', state: 'applying', reason: 'in the kernel until its rules are out of it' }
+    if (phase === 'unusable' && reason === unusable) return { carrier: 'user', state: 'fallback', reason }
+    if (carrier !== 'kernel') return { carrier, state: this.#applied.generation === 0 ? 'applying' : 'active', reason }
     if (error) return { carrier: 'user', state: 'fallback', reason: `the kernel did not take its rules: ${error}` }
     return { carrier: 'user', state: 'applying', reason: 'in user space until its rules are in the kernel' }
   }
@@ -616,7 +518,7 @@ export class Control implements Gateway {
     // Whatever is under way ends first: its outcome is undone below.
     await this.#kernelStart?.catch(() => {})
     await this.#changing
-    for (const listener of [...this.#listeners.values()]) this.#closeListener(listener)
+    this.#listeners.keep(new Set())
     await Promise.all([
       this.#supervisor.stop(graceMs),
       this.#kernel?.stop(this.#config.kernel?.onStop ?? 'remove', graceMs),
@@ -627,45 +529,4 @@ export class Control implements Gateway {
   }
 }
 
-class ProblemsError extends Error {
-  constructor(readonly problems: Problem[]) {
-    super(problems.map((problem) => `${problem.path}: ${problem.message}`).join('; '))
-  }
-}
-
 const numbersOf = (plan: Plan) => Object.fromEntries(plan.routes.map((route) => [route.name, route.number]))
-
-/** What is opened once at the start and cannot change under a running gateway. */
-function fixedChanges(before: Config, after: Config): Problem[] {
-  const same = (a: unknown, b: unknown) => JSON.stringify(a) === JSON.stringify(b)
-  const remedy = 'restart the gateway for this change'
-  return (['kernel', 'admin', 'stateDir', 'log', 'workers', 'store'] as const)
-    .filter((field) => !same(before[field], after[field]))
-    .map((path) => ({ path, message: 'cannot change while the gateway runs', remedy }))
-}
-
-function changesOf(before: Plan, after: Plan): Record<string, string[]> {
-  const old = new Map(before.routes.map((route) => [route.name, JSON.stringify({ ...route, reason: '' })]))
-  const changes: Record<string, string[]> = { added: [], removed: [], changed: [], untouched: [] }
-  for (const route of after.routes) {
-    const was = old.get(route.name)
-    changes[
-      was === undefined ? 'added' : was === JSON.stringify({ ...route, reason: '' }) ? 'untouched' : 'changed'
-    ]!.push(route.name)
-    old.delete(route.name)
-  }
-  changes.removed = [...old.keys()]
-  return changes
-}
-
-/** The errors a listening socket can have, in words. */
-function errorText(errno: number): string {
-  const texts: Record<number, string> = {
-    13: 'permission denied (ports below 1024 need root)',
-    98: 'the port is in use by another program',
-    99: 'this machine does not have the address',
-    24: 'too many open descriptors',
-    97: 'this machine has no IPv6',
-  }
-  return texts[errno] ?? `error ${errno}`
-}

@@ -14,6 +14,12 @@ export function defineConfig(config: Config): Config {
 export interface RunningGateway {
   /** Replaces all routes. Refused whole when one of them is wrong. */
   setRoutes(routes: Config['routes']): Promise<ReloadResult>
+  /** Adds one route, or replaces the one of that name. */
+  addRoute(route: Config['routes'][number]): Promise<ReloadResult>
+  /** Removes a route; what happens to its connections is its "drain". */
+  removeRoute(name: string): Promise<ReloadResult>
+  /** Replaces the whole configuration. */
+  reload(config: Config): Promise<ReloadResult>
   /** Stops: connections finish within the grace period, the rest is cut. */
   stop(): Promise<void>
 }
@@ -23,9 +29,10 @@ export interface RunningGateway {
  * is wrong, and with the reason when it cannot be carried out.
  */
 export async function start(config: Config): Promise<RunningGateway> {
-  const [{ check }, { Control, GatewayError }] = await Promise.all([
+  const [{ check }, { Control }, { GatewayError }] = await Promise.all([
     import('./config/check.ts'),
     import('./control.ts'),
+    import('./control/changes.ts'),
   ])
   const checked = check(config)
   if (!checked.ok)
@@ -34,5 +41,23 @@ export async function start(config: Config): Promise<RunningGateway> {
     )
   const control = new Control(checked.config)
   await control.start()
-  return { setRoutes: (routes) => control.setRoutes(routes), stop: () => control.stop() }
+  // A change that starts from the present routes must see those before it.
+  let last: Promise<unknown> = Promise.resolve()
+  const inTurn = (change: () => Promise<ReloadResult>) => {
+    const result = last.then(change)
+    last = result.catch(() => {})
+    return result
+  }
+  const others = (name: string) => control.configured.filter((route) => route.name !== name)
+  return {
+    setRoutes: (routes) => inTurn(() => control.setRoutes(routes)),
+    addRoute: (route) => inTurn(() => control.setRoutes([...others(route.name), route])),
+    removeRoute: (name) => inTurn(() => control.setRoutes(others(name))),
+    reload: (next) =>
+      inTurn(async () => {
+        const result = check(next)
+        return result.ok ? control.setConfig(result.config) : result
+      }),
+    stop: () => control.stop(),
+  }
 }

@@ -29,7 +29,6 @@ const FLOORS = [
 /** Files that stand beside the folders: the wiring of the processes, and what is above it. */
 const TOP_FILES: Record<string, string> = {
   'src/control.ts': 'control',
-  'src/supervisor.ts': 'control',
   'src/worker.ts': 'worker',
   'src/main.ts': 'main',
   'src/demo.ts': 'main',
@@ -65,7 +64,7 @@ const EFFECTS: { effect: string; uses: RegExp; only: string[] }[] = [
       'src/kernel/sysctl.ts',
       'src/config/load.ts',
       'src/control.ts',
-      'src/supervisor.ts',
+      'src/control/supervisor.ts',
       'src/demo.ts',
       'src/provision/',
     ],

@@ -57,7 +57,7 @@ const isMapped = (bytes: Uint8Array) =>
   bytes.subarray(0, 10).every((b) => b === 0) && bytes[10] === 0xff && bytes[11] === 0xff
 
 /** The one spelling of an address (RFC 5952); IPv4-mapped IPv6 becomes IPv4. */
-export const canonicalIp = (text: string) => formatIp(ipBytes(text))
+export const canonicalIp = (text: string) => (isIP(text) === 4 ? text : formatIp(ipBytes(text)))
 
 export function formatIp(bytes: Uint8Array): string {
   if (bytes.length === 4) return `${bytes[0]}.${bytes[1]}.${bytes[2]}.${bytes[3]}`

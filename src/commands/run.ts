@@ -1,5 +1,6 @@
 // sluice run: the gateway in the foreground, with its signals.
-import { Control, GatewayError } from '../control.ts'
+import { Control } from '../control.ts'
+import { GatewayError } from '../control/changes.ts'
 import { readConfig } from './shared.ts'
 
 export async function run(options: { config?: string; check?: boolean }): Promise<number> {

@@ -43,13 +43,18 @@ export function listeners(routes: Route[]): PlannedListener[] {
     address: one.address,
     port: one.port,
     peek: one.routes.some(needsPeek),
-    routes: one.routes.toSorted(bySpecificity).map((route) => route.name),
+    routes: bySpecificity(one.routes).map((route) => route.name),
   }))
 }
 
 /** Higher priority, then the narrower match: exact name, wildcard, any; told-apart clients before all; an address before none. */
-export function bySpecificity(a: Route, b: Route): number {
-  return (b.priority ?? 0) - (a.priority ?? 0) || specificity(b) - specificity(a) || portCount(a) - portCount(b)
+export function bySpecificity(routes: Route[]): Route[] {
+  if (routes.length < 2) return routes
+  // The keys once for each route, not for each comparison.
+  return routes
+    .map((route) => ({ route, priority: route.priority ?? 0, narrow: specificity(route), ports: portCount(route) }))
+    .sort((a, b) => b.priority - a.priority || b.narrow - a.narrow || a.ports - b.ports)
+    .map(({ route }) => route)
 }
 
 const portCount = (route: Route) => listensOf(route).reduce((sum, listen) => sum + listen.to - listen.from + 1, 0)

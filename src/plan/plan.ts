@@ -17,6 +17,8 @@ export function plan(config: Config, facts: Facts): Plan {
   const numbers = assignNumbers(enabled, facts)
   const listening = listeners(enabled)
   const owned = ownership(enabled)
+  const commonMs = inMs(config.timeouts)
+
   const routes = enabled.map((route): PlannedRoute => {
     const { carrier, reason } = chooseCarrier(route, config, facts, owned)
     const required = route.action.type === 'forward' && route.action.forwardingEngine === 'nftables'
@@ -29,7 +31,7 @@ export function plan(config: Config, facts: Facts): Plan {
       required,
       listens: listensOf(route),
       drainMs: drain === 'finish' ? null : drain === 'cut' ? 0 : (parseDuration(drain) ?? null),
-      user: userRoute(route, config, carrier === 'splice' ? 'splice' : 'user'),
+      user: userRoute(route, config, commonMs, carrier === 'splice' ? 'splice' : 'user'),
     }
   })
   return { routes, listeners: listening, kernel: kernelState(routes, config, facts, owned) }
@@ -118,8 +120,18 @@ const DEFAULT_TIMEOUTS = {
   grace: '5s',
 } satisfies Required<Timeouts>
 
-function userRoute(route: Route, config: Config, carrier: 'splice' | 'user'): UserRoute {
-  const timeouts = { ...DEFAULT_TIMEOUTS, ...config.timeouts, ...route.timeouts }
+function inMs(...given: (Timeouts | undefined)[]): UserRoute['timeoutsMs'] {
+  const texts = Object.entries(Object.assign({}, DEFAULT_TIMEOUTS, ...given) as Required<Timeouts>)
+  return Object.fromEntries(texts.map(([name, text]) => [name, parseDuration(text)!])) as UserRoute['timeoutsMs']
+}
+
+function userRoute(
+  route: Route,
+  config: Config,
+  /** Of routes without their own. */
+  commonMs: UserRoute['timeoutsMs'],
+  carrier: 'splice' | 'user',
+): UserRoute {
   const security = route.security ?? config.defaults?.security ?? {}
   const keepAlive = route.keepAlive === false ? null : { idle: '60s', interval: '15s', count: 5, ...route.keepAlive }
   const seconds = (text: string) => Math.max(1, Math.round(parseDuration(text)! / 1000))
@@ -140,9 +152,7 @@ function userRoute(route: Route, config: Config, carrier: 'splice' | 'user'): Us
       rate: security.connectionRatePerIp ? parseRate(security.connectionRatePerIp)! : null,
       observe: security.mode === 'observe',
     },
-    timeoutsMs: Object.fromEntries(
-      Object.entries(timeouts).map(([name, text]) => [name, parseDuration(text)!]),
-    ) as UserRoute['timeoutsMs'],
+    timeoutsMs: route.timeouts ? inMs(config.timeouts, route.timeouts) : commonMs,
     keepAlive: keepAlive && {
       idleS: seconds(keepAlive.idle),
       intervalS: seconds(keepAlive.interval),

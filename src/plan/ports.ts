@@ -18,7 +18,7 @@ const matchesAll = (route: Route) => !needsPeek(route) && route.match.clientIps 
 export function ownership(routes: Route[]): Ownership {
   // Every address first as all of them: what an address of its own has beyond that is all that needs saying.
   const addresses = new Set([null, ...routes.flatMap((route) => listensOf(route).map((listen) => listen.address))])
-  const ascending = routes.toSorted(bySpecificity).reverse()
+  const ascending = bySpecificity(routes).toReversed()
   const runs: Ownership['runs'] = []
   const contested: Ownership['contested'] = new Map()
 

@@ -1,10 +1,10 @@
 // Control's view of its worker process: start it, pass it descriptors and plans, start the next one when it dies. The
 // listening sockets are control's, so their backlog waits meanwhile and nobody is refused.
 import { readFile } from 'node:fs/promises'
-import { Channel, closeEnds, openEnds } from './channel/channel.ts'
-import type { ToControl, ToWorker, WorkerPlan } from './channel/messages.ts'
-import { selfArguments } from './config/load.ts'
-import { WORKER_ENVIRONMENT, type WorkerStart } from './channel/messages.ts'
+import { Channel, closeEnds, openEnds } from '../channel/channel.ts'
+import type { ToControl, ToWorker, WorkerPlan } from '../channel/messages.ts'
+import { selfArguments } from '../config/load.ts'
+import { WORKER_ENVIRONMENT, type WorkerStart } from '../channel/messages.ts'
 
 /** A worker that dies younger than this is restarted with growing pauses. */
 const YOUNG_MS = 5000
