@@ -107,8 +107,11 @@ export class FlowTable {
   #one(record: Uint8Array, view: DataView, at: number) {
     switch (record[AT.kind]) {
       case FLOW.NEW:
-      case FLOW.UPDATE:
         return this.#see(record, view, at)
+      case FLOW.UPDATE:
+        // Never opens a record: what is told late of a flow that we have ended would bring it back.
+        if (this.#find(record, view, at) >= 0) this.#see(record, view, at)
+        return
       case FLOW.CLOSED:
         return this.#closed(record, view, at)
       case FLOW.WHOLE:

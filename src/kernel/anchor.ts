@@ -18,6 +18,7 @@ export class Anchor {
 
   constructor(
     private readonly table: string,
+    private readonly base: number,
     private readonly log: (level: 'info' | 'warn', message: string) => void,
   ) {}
 
@@ -49,7 +50,7 @@ export class Anchor {
     this.#child = child
     void child.exited.then(() => this.#onExit(child))
     // Commands are served in order: when the last one's answer is there, all before it have been carried out.
-    child.stdin.write(anchorLines(this.table).join('\n') + `\nlist table inet ${this.table}_anchor\n`)
+    child.stdin.write(anchorLines(this.table, this.base).join('\n') + `\nlist table inet ${this.table}_anchor\n`)
     await child.stdin.flush()
     await withDeadline(this.#awaitAnswer(child), READY_MS_MAX, 'the anchor table was not confirmed in time')
   }

@@ -66,7 +66,7 @@ export class KernelPlane {
 
   constructor(private readonly options: KernelOptions) {
     this.#sysctl = new Sysctl(options.sysctlMemory)
-    this.#anchor = new Anchor(options.table, options.log)
+    this.#anchor = new Anchor(options.table, options.base, options.log)
     this.ruleset = new Ruleset({
       table: options.table,
       base: options.base,

@@ -23,8 +23,8 @@ export function renderAll(table: string, base: number, state: KernelState): Comm
 export const renderRemoval = (table: string) => `add table inet ${table}\ndelete table inet ${table}\n`
 
 /** The anchor's commands, one a line, for an interactive nft. */
-export const anchorLines = (table: string): string[] =>
-  fill(anchorText, table, 0)
+export const anchorLines = (table: string, base: number): string[] =>
+  fill(anchorText, table, base)
     .split('\n')
     .filter((line) => line.trim() !== '' && !line.startsWith('#'))
 

@@ -126,8 +126,11 @@ describe('H7/H8: kernel flows as records', () => {
     const { table, settled, live } = setUp()
     table.ingest(nativeFlow('NEW', flow, { state: TCP.SYN_SENT }))
     table.end(table.slotOf(live()[0]!.id)!, 'killed', 1_700_000_002_000)
+    // Told before it was killed, read after.
+    table.ingest(nativeFlow('UPDATE', flow, { state: TCP.ESTABLISHED }))
+    table.ingest(nativeFlow('CLOSED', flow, { ends: ENDS.FINS, counters }))
     table.ingest(nativeFlow('DESTROY', flow, { counters }))
-    expect(settled.map((record) => record.reason)).toEqual(['killed'])
+    expect([settled.map((record) => record.reason as string), table.size]).toEqual([['killed'], 0])
   })
 
   test('IPv6 and the start that the kernel remembers', () => {
