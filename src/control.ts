@@ -11,6 +11,7 @@ import { loadConfig } from './config/load.ts'
 import type { Config } from './config/schema.ts'
 import type { ConnectionRecord } from './connections/record.ts'
 import { ConnectionTable } from './connections/table.ts'
+import { readAuthorities } from './control/authorities.ts'
 import { changesOf, fixedChanges, GatewayError, ProblemsError } from './control/changes.ts'
 import { Listeners } from './control/listeners.ts'
 import { resolveNames } from './control/names.ts'
@@ -237,6 +238,7 @@ export class Control implements Gateway {
       )
 
     const certificates = await this.#prepareCertificates(config, next)
+    const routes = await readAuthorities(next.routes.map((route) => route.user))
     const opened = await this.#listeners.open(next.listeners)
     const previous = this.#kernel?.ruleset
     const applied = this.#applyKernel(next)
@@ -259,7 +261,7 @@ export class Control implements Gateway {
     const workerPlan: WorkerPlan = {
       generation: ++this.#generation,
       listeners: next.listeners.map((listener) => ({ ...listener, descriptor: this.#listeners.tag(listener.key) })),
-      routes: next.routes.map((route) => route.user),
+      routes,
       certificates,
     }
     const wanted = new Set(next.listeners.map((listener) => listener.key))

@@ -201,10 +201,10 @@ const userTls = (tls: TlsInput): UserTls => ({
   mode: tls.mode,
   alpn: tls.alpn ?? [],
   minVersion: tls.minVersion ?? 'TLSv1.2',
-  clientCaFile: tls.clientCa ?? null,
+  clientCa: tls.clientCa ?? null,
   upstream: {
     serverName: tls.upstream?.serverName ?? null,
-    caFile: tls.upstream?.ca ?? null,
+    ca: tls.upstream?.ca ?? null,
     insecure: tls.upstream?.insecure ?? false,
   },
 })

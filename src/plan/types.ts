@@ -63,9 +63,9 @@ export interface UserTls {
   mode: 'passthrough' | 'terminate' | 'terminate-and-reencrypt'
   alpn: string[]
   minVersion: 'TLSv1.2' | 'TLSv1.3'
-  /** PEM text of the CA that client certificates must come from. */
-  clientCaFile: string | null
-  upstream: { serverName: string | null; caFile: string | null; insecure: boolean }
+  /** The CA that client certificates must come from: in a plan the file that holds it, on its way to a worker its PEM text. */
+  clientCa: string | null
+  upstream: { serverName: string | null; ca: string | null; insecure: boolean }
 }
 
 /** A route as the user plane carries it out; every value resolved, nothing optional by default. */

@@ -61,8 +61,8 @@ export class LiveRoute implements Choice, Guard {
     const { problems } = this
     const { action } = this.plan
     if (this.tls) {
-      this.clientCa = await pem(this.tls.clientCaFile, problems)
-      this.upstreamCa = await pem(this.tls.upstream.caFile, problems)
+      this.clientCa = await pem(this.tls.clientCa, problems)
+      this.upstreamCa = await pem(this.tls.upstream.ca, problems)
     }
     if (action.type === 'handler') {
       this.handler = await loadHandler(action, configFile)
@@ -79,8 +79,7 @@ export class LiveRoute implements Choice, Guard {
     )
       return undefined
     this.secureContext = null
-    if (!this.terminates || !certificate || (this.tls!.clientCaFile !== null && this.clientCa === null))
-      return undefined
+    if (!this.terminates || !certificate || (this.tls!.clientCa !== null && this.clientCa === null)) return undefined
     try {
       const context = tls.createSecureContext({
         ...certificate,

@@ -41,8 +41,8 @@ const ends = (mode: UserTls['mode'], more: Partial<UserTls> = {}): UserTls => ({
   mode,
   alpn: [],
   minVersion: 'TLSv1.2',
-  clientCaFile: null,
-  upstream: { serverName: null, caFile: null, insecure: false },
+  clientCa: null,
+  upstream: { serverName: null, ca: null, insecure: false },
   ...more,
 })
 
@@ -270,7 +270,7 @@ test('F1 G5: handshakes that fail say so', async () => {
 
 test('F1: a client certificate is demanded and checked', async () => {
   const bench = await open(
-    [route('a', { action: forward(await echo(), { tls: ends('terminate', { clientCaFile: cert }) }) })],
+    [route('a', { action: forward(await echo(), { tls: ends('terminate', { clientCa: cert }) }) })],
     {
       certificates: { a: { key, cert } },
     },
@@ -316,9 +316,9 @@ test('F1 F8: TLS begins again to the target, whose name is verified', async () =
   )
   const plain = await server((socket) => void socket.end('no TLS here'))
   const mute = await server(() => {})
-  const to = (serverName: string | null, caFile: string | null, insecure = false, at = port) =>
+  const to = (serverName: string | null, ca: string | null, insecure = false, at = port) =>
     forward(at, {
-      tls: ends('terminate-and-reencrypt', { alpn: ['http/1.1'], upstream: { serverName, caFile, insecure } }),
+      tls: ends('terminate-and-reencrypt', { alpn: ['http/1.1'], upstream: { serverName, ca, insecure } }),
     })
   const cases = [
     ['byname', to('a.test', cert)],
