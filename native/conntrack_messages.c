@@ -21,68 +21,90 @@ uint64_t ct_now_ns(void) {
 
 /* ---- in ---- */
 
+/* libmnl's accessors are calls into another library, 80 of them for one event: these do the same in place. */
+#define for_each_attribute(attribute, from, end) \
+  for (const struct nlattr *attribute = (const void *)(from); \
+       (const char *)(end) - (const char *)attribute >= NLA_HDRLEN && attribute->nla_len >= NLA_HDRLEN && \
+       attribute->nla_len <= (const char *)(end) - (const char *)attribute; \
+       attribute = (const void *)((const char *)attribute + NLA_ALIGN(attribute->nla_len)))
+
+static int type_of(const struct nlattr *attribute) { return attribute->nla_type & NLA_TYPE_MASK; }
+static const char *start_of(const struct nlattr *attribute) { return (const char *)attribute + NLA_HDRLEN; }
+static const char *end_of(const struct nlattr *attribute) { return (const char *)attribute + attribute->nla_len; }
+
+/* The kernel's values are exactly as long as their type; a shorter one would be a bug of its, and reads as 0. */
+#define READER(name, kind, swap) \
+  static kind name(const struct nlattr *attribute) { \
+    kind value = 0; \
+    if (attribute->nla_len >= NLA_HDRLEN + sizeof value) memcpy(&value, start_of(attribute), sizeof value); \
+    return swap(value); \
+  }
+#define AS_IT_IS(value) (value)
+READER(read_u8, uint8_t, AS_IT_IS)
+READER(read_u16, uint16_t, ntohs)
+READER(read_u32, uint32_t, ntohl)
+READER(read_u64, uint64_t, be64toh)
+
+static void read_bytes(const struct nlattr *attribute, uint8_t *to, size_t width) {
+  if (attribute->nla_len >= NLA_HDRLEN + width) memcpy(to, start_of(attribute), width);
+}
+
 static void parse_ports(const struct nlattr *nest, struct sluice_flow *flow, uint16_t *sport, uint16_t *dport) {
-  struct nlattr *attribute;
-  mnl_attr_for_each_nested(attribute, nest) switch (mnl_attr_get_type(attribute)) {
-    case CTA_PROTO_NUM: flow->protocol = mnl_attr_get_u8(attribute); break;
-    case CTA_PROTO_SRC_PORT: *sport = ntohs(mnl_attr_get_u16(attribute)); break;
-    case CTA_PROTO_DST_PORT: *dport = ntohs(mnl_attr_get_u16(attribute)); break;
+  for_each_attribute(attribute, start_of(nest), end_of(nest)) switch (type_of(attribute)) {
+    case CTA_PROTO_NUM: flow->protocol = read_u8(attribute); break;
+    case CTA_PROTO_SRC_PORT: *sport = read_u16(attribute); break;
+    case CTA_PROTO_DST_PORT: *dport = read_u16(attribute); break;
   }
 }
 
 static void parse_ips(const struct nlattr *nest, struct sluice_flow *flow, uint8_t *src, uint8_t *dst) {
-  struct nlattr *attribute;
-  mnl_attr_for_each_nested(attribute, nest) switch (mnl_attr_get_type(attribute)) {
-    case CTA_IP_V4_SRC: flow->family = 4; memcpy(src, mnl_attr_get_payload(attribute), 4); break;
-    case CTA_IP_V4_DST: memcpy(dst, mnl_attr_get_payload(attribute), 4); break;
-    case CTA_IP_V6_SRC: flow->family = 6; memcpy(src, mnl_attr_get_payload(attribute), 16); break;
-    case CTA_IP_V6_DST: memcpy(dst, mnl_attr_get_payload(attribute), 16); break;
+  for_each_attribute(attribute, start_of(nest), end_of(nest)) switch (type_of(attribute)) {
+    case CTA_IP_V4_SRC: flow->family = 4; read_bytes(attribute, src, 4); break;
+    case CTA_IP_V4_DST: read_bytes(attribute, dst, 4); break;
+    case CTA_IP_V6_SRC: flow->family = 6; read_bytes(attribute, src, 16); break;
+    case CTA_IP_V6_DST: read_bytes(attribute, dst, 16); break;
   }
 }
 
 static void parse_tuple(const struct nlattr *nest, struct sluice_flow *flow, int reply) {
-  struct nlattr *attribute;
-  mnl_attr_for_each_nested(attribute, nest) switch (mnl_attr_get_type(attribute)) {
+  for_each_attribute(attribute, start_of(nest), end_of(nest)) switch (type_of(attribute)) {
     case CTA_TUPLE_IP: parse_ips(attribute, flow, reply ? flow->reply_src : flow->orig_src, reply ? flow->reply_dst : flow->orig_dst); break;
     case CTA_TUPLE_PROTO: parse_ports(attribute, flow, reply ? &flow->reply_sport : &flow->orig_sport, reply ? &flow->reply_dport : &flow->orig_dport); break;
   }
 }
 
 static void parse_counters(const struct nlattr *nest, uint64_t *packets, uint64_t *bytes) {
-  struct nlattr *attribute;
-  mnl_attr_for_each_nested(attribute, nest) switch (mnl_attr_get_type(attribute)) {
-    case CTA_COUNTERS_PACKETS: *packets = be64toh(mnl_attr_get_u64(attribute)); break;
-    case CTA_COUNTERS_BYTES: *bytes = be64toh(mnl_attr_get_u64(attribute)); break;
+  for_each_attribute(attribute, start_of(nest), end_of(nest)) switch (type_of(attribute)) {
+    case CTA_COUNTERS_PACKETS: *packets = read_u64(attribute); break;
+    case CTA_COUNTERS_BYTES: *bytes = read_u64(attribute); break;
   }
 }
 
 static void parse_tcp_state(const struct nlattr *nest, struct sluice_flow *flow) {
-  struct nlattr *outer, *inner;
-  mnl_attr_for_each_nested(outer, nest) if (mnl_attr_get_type(outer) == CTA_PROTOINFO_TCP)
-    mnl_attr_for_each_nested(inner, outer) if (mnl_attr_get_type(inner) == CTA_PROTOINFO_TCP_STATE) flow->tcp_state = mnl_attr_get_u8(inner);
+  for_each_attribute(outer, start_of(nest), end_of(nest)) if (type_of(outer) == CTA_PROTOINFO_TCP)
+    for_each_attribute(inner, start_of(outer), end_of(outer)) if (type_of(inner) == CTA_PROTOINFO_TCP_STATE) flow->tcp_state = read_u8(inner);
 }
 
 void ct_parse_flow(const struct nlmsghdr *message, struct sluice_flow *flow) {
-  struct nlattr *attribute, *inner;
-  mnl_attr_for_each(attribute, message, sizeof(struct nfgenmsg)) switch (mnl_attr_get_type(attribute)) {
+  const char *from = (const char *)message + NLMSG_HDRLEN + NLMSG_ALIGN(sizeof(struct nfgenmsg));
+  for_each_attribute(attribute, from, (const char *)message + message->nlmsg_len) switch (type_of(attribute)) {
     case CTA_TUPLE_ORIG: parse_tuple(attribute, flow, 0); break;
     case CTA_TUPLE_REPLY: parse_tuple(attribute, flow, 1); break;
-    case CTA_STATUS: flow->status = ntohl(mnl_attr_get_u32(attribute)); break;
+    case CTA_STATUS: flow->status = read_u32(attribute); break;
     case CTA_PROTOINFO: parse_tcp_state(attribute, flow); break;
-    case CTA_TIMEOUT: flow->timeout_s = ntohl(mnl_attr_get_u32(attribute)); break;
-    case CTA_MARK: flow->mark = ntohl(mnl_attr_get_u32(attribute)); break;
-    case CTA_ID: flow->id = ntohl(mnl_attr_get_u32(attribute)); break;
-    case CTA_ZONE: flow->zone = ntohs(mnl_attr_get_u16(attribute)); break;
+    case CTA_TIMEOUT: flow->timeout_s = read_u32(attribute); break;
+    case CTA_MARK: flow->mark = read_u32(attribute); break;
+    case CTA_ID: flow->id = read_u32(attribute); break;
+    case CTA_ZONE: flow->zone = read_u16(attribute); break;
     case CTA_COUNTERS_ORIG: flow->counted = 1; parse_counters(attribute, &flow->orig_packets, &flow->orig_bytes); break;
     case CTA_COUNTERS_REPLY: parse_counters(attribute, &flow->reply_packets, &flow->reply_bytes); break;
     case CTA_TIMESTAMP:
-      mnl_attr_for_each_nested(inner, attribute) if (mnl_attr_get_type(inner) == CTA_TIMESTAMP_START) flow->start_ns = be64toh(mnl_attr_get_u64(inner));
+      for_each_attribute(inner, start_of(attribute), end_of(attribute)) if (type_of(inner) == CTA_TIMESTAMP_START) flow->start_ns = read_u64(inner);
       break;
-    case ATTRIBUTE_TIMESTAMP_EVENT: flow->event_ns = be64toh(mnl_attr_get_u64(attribute)); break;
+    case ATTRIBUTE_TIMESTAMP_EVENT: flow->event_ns = read_u64(attribute); break;
   }
   if (!flow->event_ns) flow->event_ns = ct_now_ns();
 }
-
 
 /* ---- out ---- */
 

@@ -1,66 +1,37 @@
-// The kernel's flows as records: one slot of bytes each, the native record as it came (native/sluice.h) plus what we know
-// beyond it. 100,000 flows are 100,000 slots in one buffer, not objects; a ConnectionRecord is made when somebody looks.
-// Pure: it knows neither netlink nor clocks.
-import { formatEnd, formatIp } from '../base/addresses.ts'
+// The kernel's flows as records: one slot of bytes each, the native record as it came plus what we know beyond it. 100,000
+// flows are 100,000 slots in one buffer, not objects; a ConnectionRecord is made when somebody looks. Pure: it knows neither
+// netlink nor clocks.
+import { isoTime } from '../base/clock.ts'
+import {
+  AT,
+  ctIdOf,
+  destroyReason,
+  endReason,
+  eventMs,
+  FLOW,
+  FLOW_BYTES,
+  idOf,
+  IPPROTO_TCP,
+  keyOf,
+  numberOf,
+  openedMs,
+  PHASE,
+  phaseOf,
+  recordOf,
+  sameFlow,
+  TCP,
+} from './native-flow.ts'
 import type { ConnectionRecord } from './record.ts'
 import type { CloseReason } from './reasons.ts'
-
-/** struct sluice_flow. */
-export const FLOW_BYTES = 160
-
-export const FLOW = {
-  NEW: 1,
-  UPDATE: 2,
-  DESTROY: 3,
-  DUMPED: 4,
-  DUMP_END: 5,
-  LOST: 6,
-  CLOSED: 7,
-  NFT_CHANGED: 8,
-  WHOLE: 9,
-} as const
-
-/** Offsets in struct sluice_flow. */
-const AT = {
-  kind: 0, family: 1, protocol: 2, state: 3, mark: 4, id: 8, status: 12, zone: 16, request: 18, origSport: 20, origDport: 22, replySport: 24, replyDport: 26,
-  error: 28, origSrc: 32, origDst: 48, replySrc: 64, replyDst: 80, origPackets: 96, origBytes: 104, replyPackets: 112, replyBytes: 120, startNs: 128, eventNs: 136,
-  timeout: 144, counted: 148,
-} as const // prettier-ignore
-
-/** enum tcp_conntrack of the kernel (nf_conntrack_tcp.h). */
-const TCP = {
-  SYN_SENT: 1,
-  SYN_RECV: 2,
-  ESTABLISHED: 3,
-  FIN_WAIT: 4,
-  CLOSE_WAIT: 5,
-  LAST_ACK: 6,
-  TIME_WAIT: 7,
-  CLOSE: 8,
-} as const
-const IPPROTO_TCP = 6
-/** enum ip_conntrack_status. */
-const IPS_SEEN_REPLY = 2
-const IPS_ASSURED = 4
-/** enum sluice_mark. */
-const MARK = { FIN_CLIENT: 0x00800000, FIN_TARGET: 0x00400000, RST_CLIENT: 0x00200000, RST_TARGET: 0x00100000 } as const
-const NUMBER_MASK = 0x000fffff
-
-const PHASE = { OPENING: 0, OPEN: 1, HALF_CLOSED: 2, CLOSING: 3 } as const
-const STATES = ['opening', 'open', 'half-closed', 'closing'] as const
 
 /** Beyond the native record, in the same slot: phase u8, generation of the last dump that saw it u8, 2 free, opened f64 ms. */
 const EXTRA = { phase: 160, seen: 161, openedMs: 168 } as const
 const SLOT_BYTES = 176
 
-export interface FlowView {
-  number: number
-  record: ConnectionRecord
-}
-
-/** What a batch did. `settled` flows are out of the table when the callback runs. */
+/** What a batch did. */
 export interface FlowListener {
-  opened(slot: number): void
+  opened(number: number): void
+  /** Out of the table when this is called. */
   settled(record: ConnectionRecord, number: number): void
   lost(): void
   dumped(request: number, error: number): void
@@ -90,7 +61,7 @@ export class FlowTable {
     return this.#live
   }
 
-  /** Bytes held for `size` flows: what a record costs. */
+  /** Bytes held: what the records cost. */
   get bytes() {
     return this.#bytes.byteLength + this.#index.byteLength
   }
@@ -100,26 +71,25 @@ export class FlowTable {
   /** One message of the reader: several native records. */
   ingest(message: Uint8Array) {
     const view = new DataView(message.buffer, message.byteOffset, message.byteLength)
-    for (let at = 0; at + FLOW_BYTES <= message.byteLength; at += FLOW_BYTES)
-      this.#one(message.subarray(at, at + FLOW_BYTES), view, at)
+    for (let at = 0; at + FLOW_BYTES <= message.byteLength; at += FLOW_BYTES) this.#one(message, view, at)
   }
 
-  #one(record: Uint8Array, view: DataView, at: number) {
-    switch (record[AT.kind]) {
+  #one(bytes: Uint8Array, view: DataView, at: number) {
+    switch (bytes[at + AT.kind]) {
       case FLOW.NEW:
-        return this.#see(record, view, at)
+        return this.#see(bytes, view, at)
       case FLOW.UPDATE:
         // Never opens a record: what is told late of a flow that we have ended would bring it back.
-        if (this.#find(record, view, at) >= 0) this.#see(record, view, at)
+        if (this.#find(bytes, view, at) >= 0) this.#see(bytes, view, at)
         return
       case FLOW.CLOSED:
-        return this.#closed(record, view, at)
+        return this.#closed(bytes, view, at)
       case FLOW.WHOLE:
-        return this.#whole(record, view, at)
+        return this.#whole(bytes, view, at)
       case FLOW.DESTROY:
-        return this.#destroyed(record, view, at)
+        return this.#destroyed(bytes, view, at)
       case FLOW.DUMPED:
-        return this.#dumped(record, view, at)
+        return this.#dumped(bytes, view, at)
       case FLOW.DUMP_END:
         return this.#dumpEnd(view.getUint16(at + AT.request, true), view.getUint32(at + AT.error, true))
       case FLOW.LOST:
@@ -129,43 +99,56 @@ export class FlowTable {
     }
   }
 
-  #see(record: Uint8Array, view: DataView, at: number) {
-    let slot = this.#find(record, view, at)
-    const isNew = slot < 0
-    if (isNew) slot = this.#insert(record, view, at)
-    this.#bytes[slot * SLOT_BYTES + AT.state] = record[AT.state]!
-    this.#bytes[slot * SLOT_BYTES + EXTRA.phase] = phaseOf(record)
-    this.#bytes[slot * SLOT_BYTES + EXTRA.seen] = this.#dumpGeneration
-    if (record[AT.counted]) this.#copyCounters(slot, record)
-    if (isNew) this.listener.opened(slot)
+  #see(bytes: Uint8Array, view: DataView, at: number) {
+    const found = this.#find(bytes, view, at)
+    const slot = found < 0 ? this.#insert(bytes, view, at) : found
+    const base = slot * SLOT_BYTES
+    this.#bytes[base + AT.state] = bytes[at + AT.state]!
+    this.#bytes[base + EXTRA.phase] = phaseOf(bytes, at)
+    this.#bytes[base + EXTRA.seen] = this.#dumpGeneration
+    if (bytes[at + AT.counted]) this.#copyCounters(slot, bytes, at)
+    if (found < 0) this.listener.opened(numberOf(view, at))
   }
 
-  #closed(record: Uint8Array, view: DataView, at: number) {
-    const slot = this.#find(record, view, at)
+  #closed(bytes: Uint8Array, view: DataView, at: number) {
+    const slot = this.#find(bytes, view, at)
     // Settled before (killed, or a late FIN that is sent again): the record is written already.
     if (slot < 0) return
-    this.#bytes.set(record.subarray(AT.mark, AT.id), slot * SLOT_BYTES + AT.mark)
-    if (!record[AT.counted]) {
+    this.#view.setUint32(slot * SLOT_BYTES + AT.mark, view.getUint32(at + AT.mark, true), true)
+    if (!bytes[at + AT.counted]) {
       // The entry went before its counters could be read: DESTROY is on its way and has them.
       this.#bytes[slot * SLOT_BYTES + EXTRA.phase] = PHASE.CLOSING
       return
     }
-    this.#copyCounters(slot, record)
+    this.#copyCounters(slot, bytes, at)
     this.#settle(slot, endReason(view, at) ?? 'nftables_closed', eventMs(view, at))
   }
 
-  /** A short connection that opened and ended while the reader held its records back. */
-  #whole(record: Uint8Array, view: DataView, at: number) {
-    // The tuple of a flow that we still hold: it ended unseen, and its port is in use again.
-    if (this.#find(record, view, at) < 0) this.listener.opened(this.#insert(record, view, at))
-    this.#closed(record, view, at)
+  /** A short connection that opened and ended while the reader held its records back: it never needs a slot. */
+  #whole(bytes: Uint8Array, view: DataView, at: number) {
+    const known = this.#find(bytes, view, at) >= 0
+    if (known || !bytes[at + AT.counted]) {
+      // Not counted: DESTROY will bring that. Known: the tuple of a flow that ended unseen, and whose port is in use again.
+      if (!known) this.#see(bytes, view, at)
+      return this.#closed(bytes, view, at)
+    }
+    const number = numberOf(view, at)
+    this.listener.opened(number)
+    const record = recordOf(bytes, view, at, this.routeOf(number), PHASE.OPEN, openedMs(view, at))
+    this.#endedDuringDump?.add(keyOf(bytes, at))
+    this.#report(
+      record,
+      number,
+      endReason(view, at) ?? 'nftables_closed',
+      Math.max(eventMs(view, at), openedMs(view, at)),
+    )
   }
 
-  #destroyed(record: Uint8Array, view: DataView, at: number) {
-    const slot = this.#find(record, view, at)
+  #destroyed(bytes: Uint8Array, view: DataView, at: number) {
+    const slot = this.#find(bytes, view, at)
     if (slot < 0) return
-    if (record[AT.counted]) this.#copyCounters(slot, record)
-    this.#settle(slot, endReason(view, at) ?? destroyReason(record, view, at), eventMs(view, at))
+    if (bytes[at + AT.counted]) this.#copyCounters(slot, bytes, at)
+    this.#settle(slot, endReason(view, at) ?? destroyReason(bytes, view, at), eventMs(view, at))
   }
 
   // ---- dumps: the kernel's truth ----
@@ -176,15 +159,15 @@ export class FlowTable {
     this.#dumpGeneration = (this.#dumpGeneration + 1) & 0xff
   }
 
-  #dumped(record: Uint8Array, view: DataView, at: number) {
-    if (this.#endedDuringDump?.has(keyOf(record))) return
-    const state = record[AT.state]!
-    const tcpOver = record[AT.protocol] === IPPROTO_TCP && (state === TCP.TIME_WAIT || state === TCP.CLOSE)
+  #dumped(bytes: Uint8Array, view: DataView, at: number) {
+    if (this.#endedDuringDump?.has(keyOf(bytes, at))) return
+    const state = bytes[at + AT.state]!
+    const tcpOver = bytes[at + AT.protocol] === IPPROTO_TCP && (state === TCP.TIME_WAIT || state === TCP.CLOSE)
     const reason = endReason(view, at) ?? (tcpOver ? 'nftables_closed' : undefined)
-    if (reason === undefined) return this.#see(record, view, at)
-    const slot = this.#find(record, view, at)
+    if (reason === undefined) return this.#see(bytes, view, at)
+    const slot = this.#find(bytes, view, at)
     if (slot < 0) return
-    this.#copyCounters(slot, record)
+    this.#copyCounters(slot, bytes, at)
     this.#settle(slot, reason, eventMs(view, at))
   }
 
@@ -221,36 +204,31 @@ export class FlowTable {
   }
 
   slotOf(id: string): number | undefined {
-    const ctId = parseInt(id.slice(1), 36)
-    if (!id.startsWith('k') || !Number.isInteger(ctId)) return undefined
+    const ctId = ctIdOf(id)
+    if (ctId === undefined) return undefined
     const size = this.#index.length
     for (let i = ctId & (size - 1), probes = 0; probes < size; i = (i + 1) & (size - 1), probes++) {
       const entry = this.#index[i]!
       if (entry === 0) return undefined
-      if (entry > 0 && this.#id(entry - 1) === id) return entry - 1
+      if (entry > 0 && idOf(this.#bytes, this.#view, (entry - 1) * SLOT_BYTES) === id) return entry - 1
     }
     return undefined
   }
 
   number(slot: number) {
-    return this.#view.getUint32(slot * SLOT_BYTES + AT.mark, true) & NUMBER_MASK
+    return numberOf(this.#view, slot * SLOT_BYTES)
   }
 
   record(slot: number): ConnectionRecord {
     const base = slot * SLOT_BYTES
-    const { in: bytesIn, out: bytesOut } = this.#payload(slot)
-    return {
-      id: this.#id(slot),
-      route: this.routeOf(this.number(slot)),
-      carrier: 'kernel',
-      client: this.#end(base, AT.origSrc, AT.origSport),
-      listener: this.#end(base, AT.origDst, AT.origDport),
-      target: this.#end(base, AT.replySrc, AT.replySport),
-      state: STATES[this.#bytes[base + EXTRA.phase]!]!,
-      openedAt: new Date(this.#view.getFloat64(base + EXTRA.openedMs, true)).toISOString(),
-      bytesIn,
-      bytesOut,
-    }
+    return recordOf(
+      this.#bytes,
+      this.#view,
+      base,
+      this.routeOf(this.number(slot)),
+      this.#bytes[base + EXTRA.phase]!,
+      this.#view.getFloat64(base + EXTRA.openedMs, true),
+    )
   }
 
   /** A copy of the native record, as sluice_ct_get and sluice_ct_delete take it. */
@@ -260,7 +238,7 @@ export class FlowTable {
 
   /** Takes fresh counters (sluice_ct_get) into the slot. */
   count(slot: number, native: Uint8Array) {
-    this.#copyCounters(slot, native)
+    this.#copyCounters(slot, native, 0)
   }
 
   /** Ends a flow on our own account (killed, drained): the kernel's DESTROY for it will find nothing. */
@@ -270,71 +248,28 @@ export class FlowTable {
 
   // ---- slots ----
 
-  #end(base: number, address: number, port: number) {
-    const width = this.#bytes[base + AT.family] === 4 ? 4 : 16
-    return formatEnd(
-      formatIp(this.#bytes.subarray(base + address, base + address + width)),
-      this.#view.getUint16(base + port, true),
-    )
+  #copyCounters(slot: number, bytes: Uint8Array, at: number) {
+    this.#bytes.set(bytes.subarray(at + AT.origPackets, at + AT.startNs), slot * SLOT_BYTES + AT.origPackets)
   }
 
-  #id(slot: number) {
-    const base = slot * SLOT_BYTES
-    return `k${this.#view.getUint32(base + AT.id, true).toString(36)}-${tupleHash(this.#bytes, base).toString(36)}`
-  }
-
-  /** Payload from packets: what conntrack counts less the headers. 52 is IPv4 with TCP timestamps, as every current stack sends. */
-  #payload(slot: number): { in: number; out: number } {
-    const base = slot * SLOT_BYTES
-    const isTcp = this.#bytes[base + AT.protocol] === IPPROTO_TCP
-    const ip = this.#bytes[base + AT.family] === 4 ? 20 : 40
-    const get = (at: number) => Number(this.#view.getBigUint64(base + at, true))
-    const less = (bytes: number, packets: number) => {
-      if (!isTcp) return Math.max(0, bytes - packets * (ip + 8))
-      const long = bytes - packets * (ip + 32)
-      // Fewer bytes than timestamps alone would take: the ends do not use them. SYN carries 8 bytes more than the rest.
-      const estimate = long >= -packets ? long - 8 : bytes - packets * (ip + 20) - 20
-      return Math.max(0, estimate)
-    }
-    return { in: less(get(AT.origBytes), get(AT.origPackets)), out: less(get(AT.replyBytes), get(AT.replyPackets)) }
-  }
-
-  #copyCounters(slot: number, record: Uint8Array) {
-    this.#bytes.set(record.subarray(AT.origPackets, AT.startNs), slot * SLOT_BYTES + AT.origPackets)
-  }
-
-  #find(record: Uint8Array, view: DataView, at: number): number {
+  #find(bytes: Uint8Array, view: DataView, at: number): number {
     const size = this.#index.length
     for (let i = view.getUint32(at + AT.id, true) & (size - 1); ; i = (i + 1) & (size - 1)) {
       const entry = this.#index[i]!
       if (entry === 0) return -1
-      if (entry > 0 && this.#same(entry - 1, record)) return entry - 1
+      if (entry > 0 && sameFlow(this.#bytes, (entry - 1) * SLOT_BYTES, bytes, at)) return entry - 1
     }
   }
 
-  /** CTA_ID alone collides (one pair in 100,000): the key is original tuple, zone and id. */
-  #same(slot: number, record: Uint8Array) {
-    const base = slot * SLOT_BYTES
-    const bytes = this.#bytes
-    for (let i = AT.id; i < AT.id + 4; i++) if (bytes[base + i] !== record[i]) return false
-    for (let i = AT.origSport; i < AT.replySport; i++) if (bytes[base + i] !== record[i]) return false
-    for (let i = AT.origSrc; i < AT.replySrc; i++) if (bytes[base + i] !== record[i]) return false
-    return (
-      bytes[base + AT.protocol] === record[AT.protocol] &&
-      bytes[base + AT.zone] === record[AT.zone] &&
-      bytes[base + AT.zone + 1] === record[AT.zone + 1]
-    )
-  }
-
-  #insert(record: Uint8Array, view: DataView, at: number): number {
+  #insert(bytes: Uint8Array, view: DataView, at: number): number {
     if ((this.#live + this.#tombstones + 1) * 2 > this.#index.length) this.#rehash()
     const slot = this.#free.pop() ?? this.#slots++
-    if ((slot + 1) * SLOT_BYTES > this.#bytes.length) this.#grow()
-    this.#bytes.set(record, slot * SLOT_BYTES)
-    this.#bytes[slot * SLOT_BYTES + AT.kind] = FLOW.NEW
-    this.#bytes[slot * SLOT_BYTES + EXTRA.phase] = PHASE.OPENING
-    const startNs = view.getBigUint64(at + AT.startNs, true) || view.getBigUint64(at + AT.eventNs, true)
-    this.#view.setFloat64(slot * SLOT_BYTES + EXTRA.openedMs, Number(startNs / 1000n) / 1000, true)
+    const base = slot * SLOT_BYTES
+    if (base + SLOT_BYTES > this.#bytes.length) this.#grow()
+    this.#bytes.set(bytes.subarray(at, at + FLOW_BYTES), base)
+    this.#bytes[base + AT.kind] = FLOW.NEW
+    this.#bytes[base + EXTRA.phase] = PHASE.OPENING
+    this.#view.setFloat64(base + EXTRA.openedMs, openedMs(view, at), true)
     this.#place(view.getUint32(at + AT.id, true), slot)
     this.#live++
     return slot
@@ -352,11 +287,16 @@ export class FlowTable {
     const base = slot * SLOT_BYTES
     const record = this.record(slot)
     const number = this.number(slot)
-    record.state = 'closed'
-    record.closedAt = new Date(Math.max(closedMs, this.#view.getFloat64(base + EXTRA.openedMs, true))).toISOString()
-    record.reason = reason
-    this.#endedDuringDump?.add(keyOf(this.#bytes.subarray(base, base + FLOW_BYTES)))
+    const opened = this.#view.getFloat64(base + EXTRA.openedMs, true)
+    this.#endedDuringDump?.add(keyOf(this.#bytes, base))
     this.#remove(slot)
+    this.#report(record, number, reason, Math.max(closedMs, opened))
+  }
+
+  #report(record: ConnectionRecord, number: number, reason: CloseReason, closedMs: number) {
+    record.state = 'closed'
+    record.closedAt = isoTime(closedMs)
+    record.reason = reason
     this.listener.settled(record, number)
   }
 
@@ -403,54 +343,3 @@ export class FlowTable {
     for (const slot of this.#everySlot()) this.#place(this.#view.getUint32(slot * SLOT_BYTES + AT.id, true), slot)
   }
 }
-
-const eventMs = (view: DataView, at: number) => Number(view.getBigUint64(at + AT.eventNs, true) / 1000n) / 1000
-
-function phaseOf(record: Uint8Array): number {
-  if (record[AT.protocol] !== IPPROTO_TCP) return PHASE.OPEN
-  const state = record[AT.state]!
-  if (state <= TCP.SYN_RECV) return PHASE.OPENING
-  return state === TCP.ESTABLISHED ? PHASE.OPEN : PHASE.HALF_CLOSED
-}
-
-/** How the flow ended, from the bits that the nft program keeps in its mark; undefined while it has not. A reset by a peer
- *  that had sent its FIN is no failure: it has closed, and answers late bytes with it. */
-function endReason(view: DataView, at: number): CloseReason | undefined {
-  const mark = view.getUint32(at + AT.mark, true)
-  if (mark & MARK.RST_CLIENT) return mark & MARK.FIN_CLIENT ? 'finished' : 'client_reset'
-  if (mark & MARK.RST_TARGET) {
-    if (mark & MARK.FIN_TARGET) return 'finished'
-    return view.getUint32(at + AT.status, true) & IPS_ASSURED ? 'target_reset' : 'target_refused'
-  }
-  return mark & MARK.FIN_CLIENT && mark & MARK.FIN_TARGET ? 'finished' : undefined
-}
-
-/** An entry that goes without its protocol being over: refused, expired, or deleted. */
-function destroyReason(record: Uint8Array, view: DataView, at: number): CloseReason {
-  if (record[AT.protocol] !== IPPROTO_TCP) return 'idle_timeout'
-  const status = view.getUint32(at + AT.status, true)
-  if (!(status & IPS_ASSURED)) {
-    // A RST as the only answer deletes the entry at once: it was counted, but SEEN_REPLY is set only after that.
-    const refused = view.getBigUint64(at + AT.replyPackets, true) > 0n && !(status & IPS_SEEN_REPLY)
-    return refused ? 'target_refused' : 'connect_timeout'
-  }
-  // Time left: it has not expired, somebody deleted it.
-  return view.getUint32(at + AT.timeout, true) > 0 ? 'conntrack_flushed' : 'nftables_closed'
-}
-
-/** FNV-1a over the original tuple and zone. */
-function tupleHash(bytes: Uint8Array, base: number): number {
-  let hash = 0x811c9dc5
-  const mix = (from: number, to: number) => {
-    for (let i = from; i < to; i++) hash = Math.imul(hash ^ bytes[base + i]!, 0x01000193)
-  }
-  mix(AT.zone, AT.zone + 2)
-  mix(AT.origSport, AT.replySport)
-  mix(AT.origSrc, AT.replySrc)
-  return hash >>> 0
-}
-
-const keyOf = (record: Uint8Array) =>
-  Buffer.from(record.buffer, record.byteOffset + AT.id, 4).toString('latin1') +
-  Buffer.from(record.buffer, record.byteOffset + AT.origSport, 4).toString('latin1') +
-  Buffer.from(record.buffer, record.byteOffset + AT.origSrc, 32).toString('latin1')

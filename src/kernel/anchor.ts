@@ -60,8 +60,8 @@ export class Anchor {
     const errors = drain(child.stderr)
     // Both are read to their end: a pipe that nobody reads any more kills the holder at its next word, and the anchor with it.
     void drain(child.stdout, (text) => {
-      // Only the listing says this: it repeats what it is told as well, before it does it.
-      if (text.includes('counter packets')) resolve()
+      // Only the listing says this: it repeats what it is told as well, before it does it, but in our spelling.
+      if (text.includes('tcp flags fin,rst')) resolve()
     }).then(async () => {
       const reason = (await errors).trim().split('\n')[0] || 'nft ended'
       reject(new Error(`Cannot make the anchor table: ${reason}`))

@@ -75,7 +75,7 @@ export class KernelPlane {
       changed: options.changed,
     })
     this.flows = new FlowTable((number) => this.routeName(number), {
-      opened: (slot) => options.flowOpened(this.routeName(this.flows.number(slot))),
+      opened: (number) => options.flowOpened(this.routeName(number)),
       settled: (record) => options.flowSettled(record),
       lost: () => {
         this.lost++

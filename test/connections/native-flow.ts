@@ -1,5 +1,5 @@
 // Builds records as native/conntrack.c writes them.
-import { FLOW, FLOW_BYTES } from '../../src/connections/flows.ts'
+import { FLOW, FLOW_BYTES } from '../../src/connections/native-flow.ts'
 import { ipBytes } from '../../src/base/addresses.ts'
 
 export interface Flow {

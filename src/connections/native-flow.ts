@@ -1,0 +1,173 @@
+// One flow as the native reader writes it (struct sluice_flow in native/sluice.h), read in place: which flow it is, how it
+// ended, what it carried, and its record. Pure functions of (bytes, view of the same bytes, offset).
+import { isoTime } from '../base/clock.ts'
+import { formatEnd, formatIp } from '../base/addresses.ts'
+import type { ConnectionRecord } from './record.ts'
+import type { CloseReason } from './reasons.ts'
+
+/** struct sluice_flow. */
+export const FLOW_BYTES = 160
+
+export const FLOW = {
+  NEW: 1,
+  UPDATE: 2,
+  DESTROY: 3,
+  DUMPED: 4,
+  DUMP_END: 5,
+  LOST: 6,
+  CLOSED: 7,
+  NFT_CHANGED: 8,
+  WHOLE: 9,
+} as const
+
+/** Offsets in struct sluice_flow. */
+export const AT = {
+  kind: 0, family: 1, protocol: 2, state: 3, mark: 4, id: 8, status: 12, zone: 16, request: 18, origSport: 20, origDport: 22, replySport: 24, replyDport: 26,
+  error: 28, origSrc: 32, origDst: 48, replySrc: 64, replyDst: 80, origPackets: 96, origBytes: 104, replyPackets: 112, replyBytes: 120, startNs: 128, eventNs: 136,
+  timeout: 144, counted: 148,
+} as const // prettier-ignore
+
+/** enum tcp_conntrack of the kernel (nf_conntrack_tcp.h). */
+export const TCP = {
+  SYN_SENT: 1,
+  SYN_RECV: 2,
+  ESTABLISHED: 3,
+  FIN_WAIT: 4,
+  CLOSE_WAIT: 5,
+  LAST_ACK: 6,
+  TIME_WAIT: 7,
+  CLOSE: 8,
+} as const
+export const IPPROTO_TCP = 6
+/** enum ip_conntrack_status. */
+const IPS_SEEN_REPLY = 2
+const IPS_ASSURED = 4
+/** enum sluice_mark. */
+const MARK = { FIN_CLIENT: 0x00800000, FIN_TARGET: 0x00400000, RST_CLIENT: 0x00200000, RST_TARGET: 0x00100000 } as const
+const NUMBER_MASK = 0x000fffff
+
+export const PHASE = { OPENING: 0, OPEN: 1, HALF_CLOSED: 2, CLOSING: 3 } as const
+export const STATES = ['opening', 'open', 'half-closed', 'closing'] as const
+
+const u64 = (view: DataView, at: number) => view.getUint32(at, true) + view.getUint32(at + 4, true) * 4_294_967_296
+
+export const numberOf = (view: DataView, at: number) => view.getUint32(at + AT.mark, true) & NUMBER_MASK
+
+/** Nanoseconds beyond 2^53 lose their last digits, far below the microseconds that matter. */
+export const eventMs = (view: DataView, at: number) => u64(view, at + AT.eventNs) / 1e6
+export const openedMs = (view: DataView, at: number) => (u64(view, at + AT.startNs) || u64(view, at + AT.eventNs)) / 1e6
+
+export function phaseOf(bytes: Uint8Array, at: number): number {
+  if (bytes[at + AT.protocol] !== IPPROTO_TCP) return PHASE.OPEN
+  const state = bytes[at + AT.state]!
+  if (state <= TCP.SYN_RECV) return PHASE.OPENING
+  return state === TCP.ESTABLISHED ? PHASE.OPEN : PHASE.HALF_CLOSED
+}
+
+/** How the flow ended, from the bits that the nft program keeps in its mark; undefined while it has not. A reset by a peer
+ *  that had sent its FIN is no failure: it has closed, and answers late bytes with it. */
+export function endReason(view: DataView, at: number): CloseReason | undefined {
+  const mark = view.getUint32(at + AT.mark, true)
+  if (mark & MARK.RST_CLIENT) return mark & MARK.FIN_CLIENT ? 'finished' : 'client_reset'
+  if (mark & MARK.RST_TARGET) {
+    if (mark & MARK.FIN_TARGET) return 'finished'
+    return view.getUint32(at + AT.status, true) & IPS_ASSURED ? 'target_reset' : 'target_refused'
+  }
+  return mark & MARK.FIN_CLIENT && mark & MARK.FIN_TARGET ? 'finished' : undefined
+}
+
+/** An entry that goes without its protocol being over: refused, expired, or deleted. */
+export function destroyReason(bytes: Uint8Array, view: DataView, at: number): CloseReason {
+  if (bytes[at + AT.protocol] !== IPPROTO_TCP) return 'idle_timeout'
+  const status = view.getUint32(at + AT.status, true)
+  if (!(status & IPS_ASSURED)) {
+    // A RST as the only answer deletes the entry at once: it was counted, but SEEN_REPLY is set only after that.
+    const refused = u64(view, at + AT.replyPackets) > 0 && !(status & IPS_SEEN_REPLY)
+    return refused ? 'target_refused' : 'connect_timeout'
+  }
+  // Time left: it has not expired, somebody deleted it.
+  return view.getUint32(at + AT.timeout, true) > 0 ? 'conntrack_flushed' : 'nftables_closed'
+}
+
+/** The same flow: original tuple, zone and CTA_ID, which alone collides (one pair in 100,000). */
+export function sameFlow(a: Uint8Array, atA: number, b: Uint8Array, atB: number): boolean {
+  for (let i = AT.id; i < AT.id + 4; i++) if (a[atA + i] !== b[atB + i]) return false
+  for (let i = AT.origSport; i < AT.replySport; i++) if (a[atA + i] !== b[atB + i]) return false
+  for (let i = AT.origSrc; i < AT.replySrc; i++) if (a[atA + i] !== b[atB + i]) return false
+  const zone = AT.zone
+  return (
+    a[atA + AT.protocol] === b[atB + AT.protocol] &&
+    a[atA + zone] === b[atB + zone] &&
+    a[atA + zone + 1] === b[atB + zone + 1]
+  )
+}
+
+/** The same as a key of a set. */
+export const keyOf = (bytes: Uint8Array, at: number) => {
+  const part = (from: number, length: number) =>
+    Buffer.from(bytes.buffer, bytes.byteOffset + at + from, length).toString('latin1')
+  return part(AT.id, 4) + part(AT.origSport, 4) + part(AT.origSrc, 32)
+}
+
+/** "k" and a hash of the same: it comes out the same after a restart. */
+export const idOf = (bytes: Uint8Array, view: DataView, at: number) =>
+  `k${view.getUint32(at + AT.id, true).toString(36)}-${tupleHash(bytes, at).toString(36)}`
+
+/** CTA_ID of an id; undefined when it is not the id of a kernel flow. */
+export function ctIdOf(id: string): number | undefined {
+  const ctId = parseInt(id.slice(1), 36)
+  return id.startsWith('k') && Number.isInteger(ctId) ? ctId : undefined
+}
+
+/** FNV-1a over the original tuple and zone. */
+function tupleHash(bytes: Uint8Array, base: number): number {
+  let hash = 0x811c9dc5
+  const mix = (from: number, to: number) => {
+    for (let i = from; i < to; i++) hash = Math.imul(hash ^ bytes[base + i]!, 0x01000193)
+  }
+  mix(AT.zone, AT.zone + 2)
+  mix(AT.origSport, AT.replySport)
+  mix(AT.origSrc, AT.replySrc)
+  return hash >>> 0
+}
+
+function end(bytes: Uint8Array, view: DataView, at: number, address: number, port: number): string {
+  const ip =
+    bytes[at + AT.family] === 4
+      ? `${bytes[at + address]}.${bytes[at + address + 1]}.${bytes[at + address + 2]}.${bytes[at + address + 3]}`
+      : formatIp(bytes.subarray(at + address, at + address + 16))
+  return formatEnd(ip, view.getUint16(at + port, true))
+}
+
+/** Payload of one direction: what conntrack counts less the headers. TCP with timestamps has 32 bytes of them, as every
+ *  current stack sends; IP 20 or 40. */
+function payload(bytes: Uint8Array, view: DataView, at: number, packetsAt: number, bytesAt: number): number {
+  const [packets, counted] = [u64(view, at + packetsAt), u64(view, at + bytesAt)]
+  const ip = bytes[at + AT.family] === 4 ? 20 : 40
+  if (bytes[at + AT.protocol] !== IPPROTO_TCP) return Math.max(0, counted - packets * (ip + 8))
+  const long = counted - packets * (ip + 32)
+  // Fewer bytes than timestamps alone would take: the ends do not use them. SYN carries 8 bytes more than the rest.
+  return Math.max(0, long >= -packets ? long - 8 : counted - packets * (ip + 20) - 20)
+}
+
+export function recordOf(
+  bytes: Uint8Array,
+  view: DataView,
+  at: number,
+  route: string,
+  phase: number,
+  openedMs: number,
+): ConnectionRecord {
+  return {
+    id: idOf(bytes, view, at),
+    route,
+    carrier: 'kernel',
+    client: end(bytes, view, at, AT.origSrc, AT.origSport),
+    listener: end(bytes, view, at, AT.origDst, AT.origDport),
+    target: end(bytes, view, at, AT.replySrc, AT.replySport),
+    state: STATES[phase]!,
+    openedAt: isoTime(openedMs),
+    bytesIn: payload(bytes, view, at, AT.origPackets, AT.origBytes),
+    bytesOut: payload(bytes, view, at, AT.replyPackets, AT.replyBytes),
+  }
+}
