@@ -3,12 +3,18 @@
 import { Channel } from './channel/channel.ts'
 import { WORKER_ENDS, WORKER_ENVIRONMENT, type ToControl, type ToWorker, type WorkerStart } from './channel/messages.ts'
 import { native } from './base/native.ts'
+import { missingAbilities } from './user/abilities.ts'
 import { UserPlane } from './user/index.ts'
 
 export async function runWorker(): Promise<void> {
   const start = JSON.parse(process.env[WORKER_ENVIRONMENT] ?? '{}') as WorkerStart
   native().sluice_raise_nofile()
   const warning = dropPrivileges(start.user)
+  const missing = await missingAbilities()
+  if (missing.length > 0) {
+    process.stderr.write(`sluice: this Bun (${Bun.version}) lacks ${missing.join(', ')}; 1.4.5 has it\n`)
+    process.exit(1)
+  }
 
   const descriptors = new Map<number, number>()
   let applying = Promise.resolve()

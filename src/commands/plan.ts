@@ -1,7 +1,6 @@
 // sluice plan: what a configuration would do, and nothing done.
-import { lookup } from 'node:dns/promises'
-import { canonicalIp, parseTarget } from '../base/addresses.ts'
-import { probeKernel, programVersion, renderDifference } from '../kernel/index.ts'
+import { resolveNames } from '../control/names.ts'
+import { knownNumbers, probeKernel, programVersion, renderDifference } from '../kernel/index.ts'
 import { emptyState } from '../plan/kernel-state.ts'
 import { plan } from '../plan/plan.ts'
 import { readConfig, table } from './shared.ts'
@@ -10,27 +9,17 @@ export async function showPlan(options: { config?: string; json?: boolean }): Pr
   const read = await readConfig(options.config)
   if (!read.ok) return read.exitCode
   const { config } = read
-  const resolved: Record<string, string[]> = {}
-  for (const target of config.routes.flatMap((route) =>
-    route.action.type === 'forward' ? route.action.targets : [],
-  )) {
-    const host = parseTarget(target.host)
-    if (host?.kind === 'name')
-      resolved[host.name] ??= await lookup(host.name, { all: true }).then(
-        (found) => found.map((entry) => canonicalIp(entry.address)).toSorted(),
-        () => [],
-      )
-  }
   const { unusable } = await probeKernel()
+  const name = config.kernel?.table ?? 'sluice'
   const made = plan(config, {
     kernelUnusable: unusable,
-    numbers: {},
+    // Those of a gateway that runs, so that what is shown is what a reload would do.
+    numbers: unusable ? {} : await knownNumbers(name),
     numbersInUse: [],
-    resolved,
+    resolved: await resolveNames(config, {}),
     markBase: config.kernel?.markBase ?? 0x51000000,
     programVersion,
   })
-  const name = config.kernel?.table ?? 'sluice'
   const commands = made.routes.some((route) => route.carrier === 'kernel')
     ? renderDifference(name, emptyState(), made.kernel)
     : []

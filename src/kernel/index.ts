@@ -9,6 +9,7 @@ import { Anchor } from './anchor.ts'
 import { ConntrackReader } from './conntrack.ts'
 import { resetPeers } from './cut.ts'
 import { nft } from './nft.ts'
+import { parseListing } from './program.ts'
 import { Ruleset } from './ruleset.ts'
 import { SETTINGS, Sysctl } from './sysctl.ts'
 
@@ -46,6 +47,17 @@ export async function probeKernel(): Promise<{ unusable: string | null; version:
       version: null,
     }
   }
+}
+
+/** The numbers that route names have in the kernel now; none without a table. Changes nothing. */
+export async function knownNumbers(table: string): Promise<Record<string, number>> {
+  const listing = await nft.list(table)
+  return numbersIn(listing && parseListing(listing).state)
+}
+
+function numbersIn(state: KernelState | null): Record<string, number> {
+  const named = Object.entries(state?.routes ?? {}).filter(([, element]) => element.comment !== undefined)
+  return Object.fromEntries(named.map(([key, element]) => [element.comment!, (Number(key) & ~MARK_MASK) >>> 0]))
 }
 
 export class KernelPlane {
@@ -121,9 +133,7 @@ export class KernelPlane {
     const found = await this.ruleset.adopt()
     // Flows of an earlier life are there already: from here on even a deleted table resets none of them.
     if (found) await this.#anchor.ensure()
-    const numbers: Record<string, number> = {}
-    for (const [key, element] of Object.entries(found?.routes ?? {}))
-      if (element.comment) numbers[element.comment] = (Number(key) & ~MARK_MASK) >>> 0
+    const numbers = numbersIn(found)
     this.learn(numbers)
     await this.resync()
     this.#resyncTimer = setInterval(() => void this.resync(), RESYNC_MS)
