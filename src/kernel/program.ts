@@ -34,8 +34,8 @@ const ELEMENTS_PER_COMMAND = 512
 /** The commands that turn one state into the other; none when they are equal. Listeners go first and come last: a route
  *  half applied has no listener in the kernel, and its connections are served in user space. */
 export function renderDifference(table: string, have: KernelState, want: KernelState): Commands {
-  const listeners = MAPS.filter((name) => name.startsWith('listen'))
-  const others = MAPS.filter((name) => !name.startsWith('listen'))
+  const listeners = MAPS.filter(isListener)
+  const others = MAPS.filter((name) => !isListener(name))
   const gone = (name: MapName) =>
     Object.keys(have[name] ?? {}).filter((key) => !same(have[name]![key], want[name]?.[key]))
   const come = (name: MapName) =>
@@ -94,36 +94,19 @@ interface ListedSet {
   elem?: unknown[]
 }
 
-/** Maps whose key begins with a mark. */
-const MARK_KEY = new Set<string>([
-  'routes',
-  'program',
-  'preserve',
-  'target4',
-  'target6',
-  'keep4',
-  'keep6',
-  'slot4',
-  'slot6',
-  'slot_keep4',
-  'slot_keep6',
-  'hash4',
-  'hash6',
-  'hash_keep4',
-  'hash_keep6',
-])
-const MARK_VALUE = new Set<string>(['program', 'listen', 'listen4', 'listen6'])
+/** Listeners are keyed by address and port and say a mark; all others are keyed by a mark. */
+const isListener = (map: string) => map.startsWith('listen')
 
 const hex = (mark: Json) => `0x${(Number(mark) >>> 0).toString(16).padStart(8, '0')}`
 
 function parseKey(key: Json, map: string): { text: string; comment?: string } {
   if (typeof key === 'object' && key.elem) return { ...parseKey(key.elem.val, map), comment: key.elem.comment }
   const parts = typeof key === 'object' && key.concat ? key.concat : [key]
-  const text = parts.map((part, i) => (i === 0 && MARK_KEY.has(map) ? hex(part) : spell(part))).join(' . ')
+  const text = parts.map((part, i) => (i === 0 && !isListener(map) ? hex(part) : spell(part))).join(' . ')
   return { text }
 }
 
-const spellValue = (value: Json, map: string) => (MARK_VALUE.has(map) ? hex(value) : spell(value))
+const spellValue = (value: Json, map: string) => (isListener(map) || map === 'program' ? hex(value) : spell(value))
 
 function spell(part: Json): string {
   if (typeof part !== 'object') return String(part)
