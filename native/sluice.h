@@ -77,7 +77,8 @@ struct sluice_flow { /* 160 bytes */
 /* Starts the reader thread: conntrack events with (mark & mask) == base, and nft transactions that touch table `table`,
  * go to events_fd (SOCK_SEQPACKET, several records a message). Returns 0. receive_buffer: bytes, 0 for the default. */
 int sluice_ct_start(int events_fd, uint32_t base, uint32_t mask, const char *table, int receive_buffer);
-/* Asks the reader for a dump of the entries with that mark; they come as DUMPED records, then DUMP_END. */
+/* Asks the reader for a dump of the entries with that mark whose flow has not ended; they come as DUMPED records, then
+ * DUMP_END. */
 int sluice_ct_dump(uint16_t request);
 /* Reads one flow's entry now (counters included) into `flow` (key: its original tuple, zone, id). -ENOENT: gone. */
 int sluice_ct_get(struct sluice_flow *flow);

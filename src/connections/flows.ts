@@ -34,6 +34,8 @@ export interface FlowListener {
   /** Out of the table when this is called. */
   settled(record: ConnectionRecord, number: number): void
   lost(): void
+  /** Reads the flow's entry, as it is now, into the native record; false when it has gone. */
+  readEntry(native: Uint8Array): boolean
   dumped(request: number, error: number): void
   nftChanged(pid: number): void
 }
@@ -173,13 +175,19 @@ export class FlowTable {
 
   #dumpEnd(request: number, error: number) {
     this.#endedDuringDump = null
-    if (error === 0) {
-      const now = Date.now()
+    if (error === 0)
       for (const slot of this.#everySlot())
-        if (this.#bytes[slot * SLOT_BYTES + EXTRA.seen] !== this.#dumpGeneration)
-          this.#settle(slot, endReason(this.#view, slot * SLOT_BYTES) ?? 'nftables_closed', now)
-    }
+        if (this.#bytes[slot * SLOT_BYTES + EXTRA.seen] !== this.#dumpGeneration) this.#missing(slot)
     this.listener.dumped(request, error)
+  }
+
+  /** A flow that the dump does not list has ended, and its event was lost. Its entry may still tell how. */
+  #missing(slot: number) {
+    const entry = this.native(slot)
+    const found = this.listener.readEntry(entry)
+    const view = new DataView(entry.buffer)
+    if (found) this.#copyCounters(slot, entry, 0)
+    this.#settle(slot, endReason(view, 0) ?? 'nftables_closed', Date.now())
   }
 
   // ---- looking ----

@@ -94,6 +94,7 @@ export class KernelPlane {
         options.log('warn', 'The kernel dropped conntrack events; reading the table again', { lost: this.lost })
         void this.resync()
       },
+      readEntry: (native) => this.#reader?.read(native) ?? false,
       dumped: (request, error) => this.#reader?.dumped(request, error),
       nftChanged: (pid) => this.ruleset.notified(pid),
     })

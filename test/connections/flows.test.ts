@@ -4,13 +4,20 @@ import { FlowTable } from '../../src/connections/flows.ts'
 import type { ConnectionRecord } from '../../src/connections/record.ts'
 import { ENDS, nativeFlow, STATUS, TCP, type Flow } from './native-flow.ts'
 
-function setUp() {
+function setUp(entries = false) {
   const settled: ConnectionRecord[] = []
   const seen = { opened: 0, lost: 0, dumped: [] as [number, number][], nft: [] as number[] }
   const table = new FlowTable((number) => `route${number}`, {
     opened: () => seen.opened++,
     settled: (record) => settled.push(record),
     lost: () => seen.lost++,
+    // What the kernel would still know of a flow: here that both FINs have passed, or nothing.
+    readEntry: (native) => {
+      if (!entries) return false
+      new DataView(native.buffer).setUint32(4, 0x51000001 | ENDS.FINS, true)
+      native.set(nativeFlow('CLOSED', flow, { counters }).subarray(96, 128), 96)
+      return true
+    },
     dumped: (request, error) => seen.dumped.push([request, error]),
     nftChanged: (pid) => seen.nft.push(pid),
   })
@@ -185,6 +192,14 @@ describe('H8: dumps are the kernel’s truth', () => {
     table.ingest(nativeFlow('DUMPED', { id: 2 }, { state: TCP.TIME_WAIT, ends: ENDS.FINS, counters }))
     table.ingest(nativeFlow('DUMP_END', flow))
     expect([table.size, settled.length, seen.opened]).toEqual([0, 1, 1])
+  })
+
+  test('an end whose event was lost is told by the entry, when there is one', () => {
+    const { table, settled } = setUp(true)
+    table.ingest(nativeFlow('NEW', flow, { state: TCP.SYN_SENT }))
+    table.beginDump()
+    table.ingest(nativeFlow('DUMP_END', flow))
+    expect(settled).toEqual([expect.objectContaining({ reason: 'finished', bytesIn: 100, bytesOut: 1_000_000 })])
   })
 
   test('a dump that failed settles nothing', () => {
