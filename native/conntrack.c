@@ -1,7 +1,7 @@
 /* The conntrack reader: one thread that turns netlink into fixed-size records, and calls that read or delete one flow.
  *
- * Four netlink sockets, because each has its own order and its own overruns: events (filtered in the kernel), nft
- * notifications, dumps, and single queries. The thread sleeps in poll; under load it rests a few milliseconds between
+ * Five netlink sockets, because each has its own order and its own overruns: events (filtered in the kernel), nft
+ * notifications, dumps, the thread's own reads, and the queries of JavaScript's thread. The thread sleeps in poll; under load it rests a few milliseconds between
  * rounds so that one wake-up of JavaScript serves many flows (the kernel's receive buffer holds them meanwhile). */
 #define _GNU_SOURCE
 #include "conntrack_parts.h"

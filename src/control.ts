@@ -171,7 +171,6 @@ export class Control implements Gateway {
         base: this.#facts.markBase,
         sysctlMemory: join(this.#stateDir, 'sysctl.json'),
         log: this.log,
-        changed: () => {},
         flowOpened: (route) => this.table.flowOpened(route),
         flowSettled: (record) => this.table.settled(record),
       })
@@ -503,7 +502,7 @@ export class Control implements Gateway {
 
   // ---- end ----
 
-  /** For restarts: goes without touching kernel rules or settings. */
+  /** Drains for graceMs (default timeouts.grace), then cuts what is left; the rules go or stay as kernel.onStop says. */
   stop(graceMs?: number): Promise<void> {
     const grace = graceMs ?? parseDuration(this.#config.timeouts?.grace ?? '5s')!
     this.#stopping ??= this.#stop(grace).finally(() => this.#done.resolve())

@@ -11,7 +11,6 @@ import {
   FLOW,
   FLOW_BYTES,
   idOf,
-  IPPROTO_TCP,
   keyOf,
   numberOf,
   openedMs,
@@ -19,7 +18,7 @@ import {
   phaseOf,
   recordOf,
   sameFlow,
-  TCP,
+  tcpIsOver,
 } from './native-flow.ts'
 import type { ConnectionRecord } from './record.ts'
 import type { CloseReason } from './reasons.ts'
@@ -163,9 +162,7 @@ export class FlowTable {
 
   #dumped(bytes: Uint8Array, view: DataView, at: number) {
     if (this.#endedDuringDump?.has(keyOf(bytes, at))) return
-    const state = bytes[at + AT.state]!
-    const tcpOver = bytes[at + AT.protocol] === IPPROTO_TCP && (state === TCP.TIME_WAIT || state === TCP.CLOSE)
-    const reason = endReason(view, at) ?? (tcpOver ? 'nftables_closed' : undefined)
+    const reason = endReason(view, at) ?? (tcpIsOver(bytes, at) ? 'nftables_closed' : undefined)
     if (reason === undefined) return this.#see(bytes, view, at)
     const slot = this.#find(bytes, view, at)
     if (slot < 0) return
@@ -181,13 +178,18 @@ export class FlowTable {
     this.listener.dumped(request, error)
   }
 
-  /** A flow that the dump does not list has ended, and its event was lost. Its entry may still tell how. */
+  /** A flow that the dump does not list has ended and its event was lost, or the dump was not whole (the end of one that was
+   *  given up can come during the next). Its entry decides: what lives is never closed by not being listed. */
   #missing(slot: number) {
     const entry = this.native(slot)
     const found = this.listener.readEntry(entry)
-    const view = new DataView(entry.buffer)
     if (found) this.#copyCounters(slot, entry, 0)
-    this.#settle(slot, endReason(view, 0) ?? 'nftables_closed', Date.now())
+    const reason = endReason(new DataView(entry.buffer), 0)
+    if (found && reason === undefined && !tcpIsOver(entry, 0)) {
+      this.#bytes[slot * SLOT_BYTES + EXTRA.seen] = this.#dumpGeneration
+      return
+    }
+    this.#settle(slot, reason ?? 'nftables_closed', Date.now())
   }
 
   // ---- looking ----

@@ -64,6 +64,12 @@ export function phaseOf(bytes: Uint8Array, at: number): number {
   return state === TCP.ESTABLISHED ? PHASE.OPEN : PHASE.HALF_CLOSED
 }
 
+/** The protocol has ended, whether or not the nft program saw how. */
+export function tcpIsOver(bytes: Uint8Array, at: number): boolean {
+  const state = bytes[at + AT.state]!
+  return bytes[at + AT.protocol] === IPPROTO_TCP && (state === TCP.TIME_WAIT || state === TCP.CLOSE)
+}
+
 /** How the flow ended, from the bits that the nft program keeps in its mark; undefined while it has not. A reset by a peer
  *  that had sent its FIN is no failure: it has closed, and answers late bytes with it. */
 export function endReason(view: DataView, at: number): CloseReason | undefined {

@@ -24,7 +24,6 @@ export const reasons = {
   worker_died: 'the worker process that carried it died',
   nftables_closed: 'the entry of a kernel flow expired, or was gone when the kernel was asked',
   conntrack_flushed: 'the conntrack entry of a kernel flow was deleted by someone else',
-  buffer_full: 'more bytes arrived before the target was connected than may be held',
   internal_error: 'an error inside the gateway, which the log describes',
 } as const
 
@@ -36,9 +35,6 @@ export const refusals = {
   route_limit: 'the route has its maximum of connections',
   route_ip_limit: 'the client has its maximum of connections on the route',
   route_rate: 'the client opens connections to the route too fast',
-  global_limit: 'the gateway has its maximum of connections',
-  global_ip_limit: 'the client has its maximum of connections on the gateway',
-  global_rate: 'the client opens connections to the gateway too fast',
   blocked: "the route's action is block",
   descriptors: 'the process is near its limit of descriptors',
 } as const

@@ -29,8 +29,6 @@ export interface KernelOptions {
   /** File that remembers the settings from before us. */
   sysctlMemory: string
   log: Log
-  /** A route became active, or stopped being so. */
-  changed(): void
   flowOpened(route: string): void
   flowSettled(record: ConnectionRecord): void
 }
@@ -84,7 +82,6 @@ export class KernelPlane {
       base: options.base,
       nft,
       log: options.log,
-      changed: options.changed,
     })
     this.flows = new FlowTable((number) => this.routeName(number), {
       opened: (number) => options.flowOpened(this.routeName(number)),
@@ -109,7 +106,7 @@ export class KernelPlane {
     for (const [name, number] of Object.entries(numbers)) this.#names.set(number, name)
   }
 
-  /** Takes over what an earlier life left: anchor up, table and flows read. Resolves to the numbers found there. */
+  /** Takes over what an earlier life left: table and flows read. Resolves to the numbers found there. */
   async start(): Promise<{ numbers: Record<string, number>; numbersInUse: number[]; hadTable: boolean }> {
     this.#started = true
     try {

@@ -16,8 +16,6 @@ export interface RulesetOptions {
   base: number
   nft: Nft
   log(level: 'info' | 'warn', message: string, fields?: Record<string, unknown>): void
-  /** Called after every round, with the state that is in the kernel now, or the error that keeps it from being there. */
-  changed(): void
 }
 
 export class Ruleset {
@@ -105,7 +103,6 @@ export class Ruleset {
         this.error = null
         this.#retryMs = RETRY_MS_MIN
         this.#waiters = this.#waiters.filter((waiter) => waiter.wanted !== goal || void waiter.resolve())
-        this.options.changed()
       } catch (error) {
         this.#failed(error as Error)
         return
@@ -162,7 +159,6 @@ export class Ruleset {
     if (message !== this.error) this.options.log('warn', message, { retryMs: this.#retryMs })
     this.error = message
     for (const waiter of this.#waiters.splice(0)) waiter.reject(new NftError(message))
-    this.options.changed()
     if (this.#stopped) return
     this.#retry = setTimeout(() => this.#kick(), this.#retryMs)
     this.#retryMs = Math.min(this.#retryMs * 2, RETRY_MS_MAX)

@@ -4,16 +4,17 @@ import { FlowTable } from '../../src/connections/flows.ts'
 import type { ConnectionRecord } from '../../src/connections/record.ts'
 import { ENDS, nativeFlow, STATUS, TCP, type Flow } from './native-flow.ts'
 
-function setUp(entries = false) {
+function setUp(entries: 'gone' | 'ended' | 'alive' = 'gone') {
   const settled: ConnectionRecord[] = []
   const seen = { opened: 0, lost: 0, dumped: [] as [number, number][], nft: [] as number[] }
   const table = new FlowTable((number) => `route${number}`, {
     opened: () => seen.opened++,
     settled: (record) => settled.push(record),
     lost: () => seen.lost++,
-    // What the kernel would still know of a flow: here that both FINs have passed, or nothing.
+    // What the kernel would still know of a flow: nothing, that both FINs have passed, or that it goes on.
     readEntry: (native) => {
-      if (!entries) return false
+      if (entries === 'gone') return false
+      if (entries === 'alive') return true
       new DataView(native.buffer).setUint32(4, 0x51000001 | ENDS.FINS, true)
       native.set(nativeFlow('CLOSED', flow, { counters }).subarray(96, 128), 96)
       return true
@@ -195,11 +196,19 @@ describe('H8: dumps are the kernel’s truth', () => {
   })
 
   test('an end whose event was lost is told by the entry, when there is one', () => {
-    const { table, settled } = setUp(true)
+    const { table, settled } = setUp('ended')
     table.ingest(nativeFlow('NEW', flow, { state: TCP.SYN_SENT }))
     table.beginDump()
     table.ingest(nativeFlow('DUMP_END', flow))
     expect(settled).toEqual([expect.objectContaining({ reason: 'finished', bytesIn: 100, bytesOut: 1_000_000 })])
+  })
+
+  test('a flow whose entry lives is not closed by a dump that does not list it', () => {
+    const { table, settled } = setUp('alive')
+    table.ingest(nativeFlow('NEW', flow, { state: TCP.SYN_SENT }))
+    table.beginDump()
+    table.ingest(nativeFlow('DUMP_END', flow))
+    expect([settled.length, table.size]).toEqual([0, 1])
   })
 
   test('a dump that failed settles nothing', () => {

@@ -27,7 +27,6 @@ function setUp() {
     base: 0x51000000,
     nft,
     log: (_level, message) => logs.push(message),
-    changed: () => {},
   })
   return { nft, logs, ruleset }
 }
@@ -72,7 +71,7 @@ describe('the loop', () => {
   test('H10: the table of an earlier life is adopted: only the difference is applied', async () => {
     const { nft, ruleset } = setUp()
     await ruleset.want(state({ 80: '10.0.0.1 . 80', 81: '10.0.0.1 . 81' }))
-    const next = new Ruleset({ table: 'sluice', base: 0x51000000, nft, log: () => {}, changed: () => {} })
+    const next = new Ruleset({ table: 'sluice', base: 0x51000000, nft, log: () => {} })
     const found = await next.adopt()
     expect(found!.routes).toEqual({ '0x51000001': { comment: 'r80' }, '0x51000002': { comment: 'r81' } })
     await next.want(state({ 80: '10.0.0.1 . 80' }))
@@ -89,7 +88,7 @@ describe('the loop', () => {
       ...state({ 80: '10.0.0.1 . 80' }),
       program: { '0x00000001': { value: '0x51000000', comment: 'older' } },
     })
-    const next = new Ruleset({ table: 'sluice', base: 0x51000000, nft, log: () => {}, changed: () => {} })
+    const next = new Ruleset({ table: 'sluice', base: 0x51000000, nft, log: () => {} })
     expect(Object.keys((await next.adopt())!.routes!)).toEqual(['0x51000001'])
     await next.want(state({ 80: '10.0.0.1 . 80' }))
     expect(nft.transactions.at(-1)![0]).toContain('delete table inet sluice')
@@ -134,7 +133,7 @@ describe('differences', () => {
         )
       const [a, b] = [make(), make()]
       const nft = new FakeNft()
-      const ruleset = new Ruleset({ table: 'sluice', base: 0x51000000, nft, log: () => {}, changed: () => {} })
+      const ruleset = new Ruleset({ table: 'sluice', base: 0x51000000, nft, log: () => {} })
       await ruleset.want(a)
       for (const command of renderDifference('sluice', a, b)) await nft.apply([command])
       for (const map of ['routes', 'listen', 'target4'])
