@@ -21,10 +21,10 @@ import { KernelPlane, probeKernel, programVersion } from './kernel/index.ts'
 import { AccessLog } from './observe/access-log.ts'
 import { AdminServer, type Gateway, type ReloadResult } from './observe/admin.ts'
 import { makeLog, type Log } from './observe/log.ts'
-import { plan as makePlan } from './plan/plan.ts'
+import { emptyState, isEmpty } from './plan/kernel-state.ts'
+import { DEFAULT_MARK_BASE, noFacts, plan as makePlan } from './plan/plan.ts'
 import type { Facts, Plan, PlannedRoute } from './plan/types.ts'
 
-const DEFAULT_MARK_BASE = 0x51000000
 const RESOLVE_EVERY_MS = 30_000
 /** Between attempts to use a kernel that could not be used. */
 const KERNEL_RETRY_MS_MIN = 1000
@@ -50,7 +50,7 @@ export class Control implements Gateway {
     reason: null,
   }
   #config: Config
-  #plan: Plan = { routes: [], listeners: [], kernel: {} }
+  #plan: Plan = { routes: [], listeners: [], reservations: [], kernel: emptyState() }
   #facts: Facts
   readonly #listeners = new Listeners(() => this.#workerHasApplied())
   #generation = 0
@@ -80,14 +80,7 @@ export class Control implements Gateway {
     this.#config = config
     this.log = options.log ?? makeLog(config.log?.level ?? 'info')
     this.#certificates = new Certificates(this.#stateDir)
-    this.#facts = {
-      kernelUnusable: null,
-      numbers: {},
-      numbersInUse: [],
-      resolved: {},
-      markBase: config.kernel?.markBase ?? DEFAULT_MARK_BASE,
-      programVersion,
-    }
+    this.#facts = noFacts(config.kernel?.markBase ?? DEFAULT_MARK_BASE, programVersion)
     this.#supervisor = new Supervisor({
       configFile: options.configFile,
       onMessage: (message) => this.#onWorker(message),
@@ -173,6 +166,7 @@ export class Control implements Gateway {
         log: this.log,
         flowOpened: (route) => this.table.flowOpened(route),
         flowSettled: (record) => this.table.settled(record),
+        refused: (route, { reason, count }) => this.table.ingest({ ...NOTHING, refused: [{ route, reason, count }] }),
       })
       this.#kernel = kernel
       const found = await kernel.start()
@@ -223,7 +217,11 @@ export class Control implements Gateway {
   async #carryOut(config: Config): Promise<void> {
     const before = this.#plan
     const inUse = this.#kernel?.flows.numbers().keys() ?? []
-    const next = makePlan(config, { ...this.#facts, numbersInUse: [...inUse, this.#highestNumber] })
+    const next = makePlan(config, {
+      ...this.#facts,
+      numbersInUse: [...inUse, this.#highestNumber],
+      before: this.#kernel?.ruleset.state ?? emptyState(),
+    })
     // A thousand routes take a plan some milliseconds: others have their turn before it is carried out.
     await new Promise((turn) => setImmediate(turn))
     const required = next.routes.filter((route) => route.required)
@@ -276,7 +274,7 @@ export class Control implements Gateway {
     kernel.learn(numbersOf(plan))
     const any = plan.routes.some((route) => route.carrier === 'kernel')
     // A machine whose configuration needs nothing of the kernel keeps its settings and gets no table.
-    if (!any && kernel.ruleset.elements === 0 && kernel.ruleset.settled) return undefined
+    if (isEmpty(plan.kernel) && kernel.ruleset.elements === 0 && kernel.ruleset.settled) return undefined
     const applied = kernel.apply(plan.kernel, any)
     applied.catch(() => {}) // the loop has logged it, and tries again
     return applied
@@ -429,8 +427,12 @@ export class Control implements Gateway {
     const error = this.#kernel?.ruleset.error
     const { carrier, reason } = route
     if (problem) return { carrier, state: 'failed', reason: problem }
+    if (route.unserved !== null && phase !== 'starting' && phase !== 'idle')
+      return { carrier, state: 'failed', reason: route.unserved }
     if (inKernel && carrier === 'kernel') return { carrier, state: 'active', reason }
     if (inKernel) return { carrier: 'kernel', state: 'applying', reason: 'in the kernel until its rules are out of it' }
+    if (phase !== 'ready' && protocolIn(route) === 'udp')
+      return { carrier, state: 'applying', reason: 'served once its rules are in the kernel' }
     if (phase === 'unusable' && reason === unusable) return { carrier: 'user', state: 'fallback', reason }
     if (carrier !== 'kernel') return { carrier, state: this.#applied.generation === 0 ? 'applying' : 'active', reason }
     if (error) return { carrier: 'user', state: 'fallback', reason: `the kernel did not take its rules: ${error}` }
@@ -530,4 +532,6 @@ export class Control implements Gateway {
   }
 }
 
+const NOTHING = { opened: [], changed: [], settled: [] }
+const protocolIn = (route: PlannedRoute) => route.listens[0]!.protocol
 const numbersOf = (plan: Plan) => Object.fromEntries(plan.routes.map((route) => [route.name, route.number]))

@@ -34,6 +34,12 @@ export function ipBytes(text: string): Uint8Array {
   const family = isIP(text)
   if (family === 4) return Uint8Array.from(text.split('.'), Number)
   if (family !== 6) throw new TypeError(`Cannot parse address ${JSON.stringify(text)}`)
+  const bytes = rawIp6Bytes(text)
+  return isMapped(bytes) ? bytes.slice(12) : bytes
+}
+
+/** The 16 bytes of an IPv6 address as it stands. */
+export function rawIp6Bytes(text: string): Uint8Array {
   const bytes = new Uint8Array(16)
   let head = text.toLowerCase()
   const dotted = head.lastIndexOf('.') > -1 ? head.slice(head.lastIndexOf(':') + 1) : undefined
@@ -50,7 +56,7 @@ export function ipBytes(text: string): Uint8Array {
     bytes[i * 2] = value >> 8
     bytes[i * 2 + 1] = value & 0xff
   })
-  return isMapped(bytes) ? bytes.slice(12) : bytes
+  return bytes
 }
 
 const isMapped = (bytes: Uint8Array) =>
@@ -168,3 +174,22 @@ export function compareBytes(a: Uint8Array, b: Uint8Array): number {
 
 export const inInterval = (bytes: Uint8Array, set: Interval) =>
   bytes.length === set.from.length && compareBytes(bytes, set.from) >= 0 && compareBytes(bytes, set.to) <= 0
+
+/** Networks as sorted intervals without overlaps, by family: what a binary search and an interval set of nft need. */
+export function mergeNetworks(networks: readonly string[]): Record<4 | 6, Interval[]> {
+  const byFamily: Record<4 | 6, Interval[]> = { 4: [], 6: [] }
+  for (const network of networks)
+    for (const interval of parseNetwork(network) ?? []) byFamily[interval.family].push(interval)
+  return { 4: merge(byFamily[4]), 6: merge(byFamily[6]) }
+}
+
+function merge(list: Interval[]): Interval[] {
+  const out: Interval[] = []
+  for (const next of list.sort((a, b) => compareBytes(a.from, b.from))) {
+    const last = out.at(-1)
+    if (last && compareBytes(next.from, last.to) <= 0) {
+      if (compareBytes(next.to, last.to) > 0) last.to = next.to
+    } else out.push({ ...next })
+  }
+  return out
+}

@@ -1,8 +1,8 @@
 // sluice plan: what a configuration would do, and nothing done.
 import { resolveNames } from '../control/names.ts'
 import { knownNumbers, probeKernel, programVersion, renderDifference } from '../kernel/index.ts'
-import { emptyState } from '../plan/kernel-state.ts'
-import { plan } from '../plan/plan.ts'
+import { emptyState, isEmpty } from '../plan/kernel-state.ts'
+import { DEFAULT_MARK_BASE, noFacts, plan } from '../plan/plan.ts'
 import { readConfig, table } from './shared.ts'
 
 export async function showPlan(options: { config?: string; json?: boolean }): Promise<number> {
@@ -11,18 +11,15 @@ export async function showPlan(options: { config?: string; json?: boolean }): Pr
   const { config } = read
   const { unusable } = await probeKernel()
   const name = config.kernel?.table ?? 'sluice'
+  const markBase = config.kernel?.markBase ?? DEFAULT_MARK_BASE
   const made = plan(config, {
+    ...noFacts(markBase, programVersion),
     kernelUnusable: unusable,
     // Those of a gateway that runs, so that what is shown is what a reload would do.
-    numbers: unusable ? {} : await knownNumbers(name),
-    numbersInUse: [],
+    numbers: unusable ? {} : await knownNumbers(name, markBase),
     resolved: await resolveNames(config, {}),
-    markBase: config.kernel?.markBase ?? 0x51000000,
-    programVersion,
   })
-  const commands = made.routes.some((route) => route.carrier === 'kernel')
-    ? renderDifference(name, emptyState(), made.kernel)
-    : []
+  const commands = isEmpty(made.kernel) ? [] : renderDifference(name, emptyState(), made.kernel)
   if (options.json) {
     const routes = made.routes.map(({ name, carrier, reason, number, required, listens }) => ({
       name,
@@ -33,7 +30,7 @@ export async function showPlan(options: { config?: string; json?: boolean }): Pr
       listens,
     }))
     process.stdout.write(
-      `${JSON.stringify({ routes, listeners: made.listeners, elements: made.kernel, nft: commands }, null, 2)}\n`,
+      `${JSON.stringify({ routes, listeners: made.listeners, elements: made.kernel.groups, nft: commands }, null, 2)}\n`,
     )
     return 0
   }

@@ -1,7 +1,7 @@
 // unknown input → Config, or every problem at once: path, what is wrong, what would be right. The schema checks single
 // fields; this file checks what needs two fields or two routes. Nothing effectful: paths are not looked at.
 import { z } from 'zod'
-import { parseTarget } from '../base/addresses.ts'
+import { canonicalIp, isIp, isLoopback, parseTarget } from '../base/addresses.ts'
 import { configSchema, type Config, type Route } from './schema.ts'
 
 export interface Problem {
@@ -123,12 +123,7 @@ function checkRoute(route: Route, path: string): Problem[] {
   const tls = 'tls' in action ? action.tls : undefined
   const domains = match.domains !== undefined && !(match.domains === '*')
 
-  if (match.protocol === 'udp')
-    add(
-      'match.protocol',
-      'UDP is not forwarded in this version',
-      'use "tcp", or leave the route out until a version that forwards UDP',
-    )
+  if (match.protocol === 'udp') problems.push(...checkUdp(route, path))
   if (domains && !tls && action.type !== 'redirect' && action.type !== 'block')
     add(
       'match.domains',
@@ -169,7 +164,6 @@ function checkRoute(route: Route, path: string): Problem[] {
       if (action.targets.length > 0 && action.targets.every((target) => target?.weight === 0))
         add('action.targets', 'every target has weight 0', 'give at least one target a weight of 1 or more')
     }
-    if (action.health) add('action.health', 'health checks are not done in this version', 'remove it')
     if (action.sendProxyProtocol)
       add('action.sendProxyProtocol', 'the PROXY protocol is not sent in this version', 'remove it')
   }
@@ -202,6 +196,40 @@ function checkRoute(route: Route, path: string): Problem[] {
   return problems
 }
 
+/** Datagrams are forwarded by the kernel or not at all: what needs user space is refused by name. */
+function checkUdp(route: Route, path: string): Problem[] {
+  const problems: Problem[] = []
+  const never = neverKernel(route)
+  if (never)
+    problems.push({
+      path: `${path}.match.protocol`,
+      message: `UDP is carried by the kernel only, which cannot carry this route: ${never}`,
+      remedy: 'use "tcp", or a forward action to addresses without what has to be read',
+    })
+  const { action } = route
+  if (action.type !== 'forward' || !Array.isArray(action.targets)) return problems
+  action.targets.forEach((target, i) => {
+    const host = parseTarget(target?.host ?? '')
+    const where = `${path}.action.targets[${i}].host`
+    if (host?.kind === 'unix')
+      problems.push({ path: where, message: 'UDP does not go to a unix socket', remedy: 'use an address or a name' })
+    if (host?.kind === 'ip' && isLoopback(host.address))
+      problems.push({
+        path: where,
+        message: 'the kernel does not forward to a loopback address, and UDP has no user space to do it',
+        remedy: 'use an address of the machine that is not a loopback address',
+      })
+  })
+  for (const [i, address] of (Array.isArray(route.match.addresses) ? route.match.addresses : []).entries())
+    if (typeof address === 'string' && isIp(address) && isLoopback(canonicalIp(address)))
+      problems.push({
+        path: `${path}.match.addresses[${i}]`,
+        message: 'UDP clients of a loopback address cannot be forwarded by the kernel',
+        remedy: 'listen on an address that is not a loopback address',
+      })
+  return problems
+}
+
 /** Why the kernel could never carry the route, whatever the machine; undefined when it could. Shared with plan by its words. */
 export function neverKernel(route: Route): string | undefined {
   const { action, match } = route
@@ -212,8 +240,6 @@ export function neverKernel(route: Route): string | undefined {
   if (action.sendProxyProtocol) return 'a PROXY protocol header has to be sent'
   if (match.clientIps) return 'clients are told apart in user space'
   if (action.forwardingEngine === 'user') return "forwardingEngine is 'user'"
-  if (action.balance === 'least-connections') return 'least-connections is balanced in user space'
-  if (route.security) return 'its lists and limits are enforced in user space'
   return undefined
 }
 
@@ -254,8 +280,6 @@ function checkGlobal(config: Config): Problem[] {
     add('acme', 'automatic certificates are not issued in this version', 'remove it, and use "self-signed" or files')
   if (config.admin?.http)
     add('admin.http', 'the admin API listens on its unix socket only in this version', 'remove it')
-  if (config.limits)
-    add('limits', 'global limits are not enforced in this version', 'remove it, and use security on the routes')
   if (config.defaults?.target)
     add('defaults.target', 'a default target is not used in this version', 'write a route without domains instead')
   if (config.store !== undefined && config.store !== 'file')

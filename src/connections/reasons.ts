@@ -35,6 +35,11 @@ export const refusals = {
   route_limit: 'the route has its maximum of connections',
   route_ip_limit: 'the client has its maximum of connections on the route',
   route_rate: 'the client opens connections to the route too fast',
+  global_limit: 'the gateway has its maximum of connections',
+  global_ip_limit: 'the client has its maximum of connections on the gateway',
+  global_rate: 'the client opens connections to the gateway too fast',
+  draining: 'the route is being drained',
+  no_target: 'no target of the route is usable (down or drained)',
   blocked: "the route's action is block",
   descriptors: 'the process is near its limit of descriptors',
 } as const

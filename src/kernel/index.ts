@@ -3,13 +3,14 @@
 import { FlowTable } from '../connections/flows.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
-import { mark } from '../plan/kernel-state.ts'
+import { emptyState, mark } from '../plan/kernel-state.ts'
 import type { KernelState } from '../plan/types.ts'
 import { Anchor } from './anchor.ts'
 import { ConntrackReader } from './conntrack.ts'
 import { resetPeers } from './cut.ts'
 import { nft } from './nft.ts'
 import { parseListing } from './program.ts'
+import { Refusals, type Refusal } from './refusals.ts'
 import { Ruleset } from './ruleset.ts'
 import { SETTINGS, Sysctl } from './sysctl.ts'
 
@@ -31,6 +32,7 @@ export interface KernelOptions {
   log: Log
   flowOpened(route: string): void
   flowSettled(record: ConnectionRecord): void
+  refused(route: string, refusal: Refusal): void
 }
 
 /** Why this machine cannot carry anything in the kernel; null when it can. */
@@ -48,14 +50,16 @@ export async function probeKernel(): Promise<{ unusable: string | null; version:
 }
 
 /** The numbers that route names have in the kernel now; none without a table. Changes nothing. */
-export async function knownNumbers(table: string): Promise<Record<string, number>> {
+export async function knownNumbers(table: string, base: number): Promise<Record<string, number>> {
   const listing = await nft.list(table)
-  return numbersIn(listing && parseListing(listing).state)
+  return numbersIn(listing && parseListing(listing, base).state)
 }
 
 function numbersIn(state: KernelState | null): Record<string, number> {
-  const named = Object.entries(state?.routes ?? {}).filter(([, element]) => element.comment !== undefined)
-  return Object.fromEntries(named.map(([key, element]) => [element.comment!, (Number(key) & ~MARK_MASK) >>> 0]))
+  const named = Object.entries(state?.groups ?? {}).map(([key, group]) => [group.routes?.[key]?.comment, key] as const)
+  return Object.fromEntries(
+    named.flatMap(([name, key]) => (name === undefined ? [] : [[name, (Number(key) & ~MARK_MASK) >>> 0]])),
+  )
 }
 
 export class KernelPlane {
@@ -64,13 +68,14 @@ export class KernelPlane {
   readonly #names = new Map<number, string>()
   readonly #sysctl: Sysctl
   readonly #anchor: Anchor
+  readonly refusals: Refusals
   #reader: ConntrackReader | undefined
   #resyncTimer: ReturnType<typeof setInterval> | undefined
   #dump: Promise<void> | null = null
   #dumpAgain = false
   #freshAt = 0
   #started = false
-  #latest: KernelState = {}
+  #latest: KernelState = emptyState()
   /** Times that the kernel dropped events because we were too slow. */
   lost = 0
 
@@ -83,6 +88,14 @@ export class KernelPlane {
       nft,
       log: options.log,
     })
+    this.refusals = new Refusals(
+      nft,
+      options.table,
+      (refusals) => {
+        for (const refusal of refusals) options.refused(this.routeName(refusal.number), refusal)
+      },
+      (message) => options.log('warn', message),
+    )
     this.flows = new FlowTable((number) => this.routeName(number), {
       opened: (number) => options.flowOpened(this.routeName(number)),
       settled: (record) => options.flowSettled(record),
@@ -154,6 +167,7 @@ export class KernelPlane {
     if (forwards) await this.#prepare()
     // Preparing takes a while, now more, now less: an older wish must not overtake a newer one.
     await this.ruleset.want(this.#latest)
+    this.refusals.watch(canRefuse(this.#latest))
   }
 
   /** The kernel has the elements of this number, and they are this route's. */
@@ -232,6 +246,7 @@ export class KernelPlane {
   /** Hears no more from the kernel. */
   #leave() {
     clearInterval(this.#resyncTimer)
+    this.refusals.stop()
     this.#reader?.stop()
     this.#reader = undefined
   }
@@ -241,3 +256,7 @@ export class KernelPlane {
     while (this.flows.size > 0 && performance.now() < until) await Bun.sleep(20)
   }
 }
+
+/** The program as it is may refuse a connection. */
+const canRefuse = (state: KernelState) =>
+  Object.values(state.groups).some(({ gate, divert }) => gate !== undefined || divert !== undefined)

@@ -15,8 +15,10 @@ export interface Nft {
   /** Applies the commands as one transaction: all of them or none. `onPid` hears the process id, by which the kernel's
    *  notification names it. Only when the kernel cannot take so large a transaction are they split, in their order. */
   apply(commands: string[], onPid?: (pid: number) => void): Promise<void>
-  /** The table as nft's JSON, or null when there is none. */
-  list(table: string): Promise<unknown[] | null>
+  /** The table as nft's JSON, or null when there is none. 'rules': without the elements of its sets. */
+  list(table: string, what?: 'rules'): Promise<unknown[] | null>
+  /** One set of the table as nft's JSON; null when it is not there. */
+  listSet(table: string, set: string): Promise<unknown[] | null>
   version(): Promise<string>
 }
 
@@ -32,9 +34,22 @@ const messageOf = (stderr: string) =>
     .join(' ')
     .slice(0, MESSAGE_CHARS_MAX)
 
+/** Only our own table, by name: listing sets that a newer nft made can crash this one. */
+async function listing(words: string[]): Promise<unknown[] | null> {
+  const result = await run`exec nft -j ${words}`
+  if (result.exitCode === 0) return (JSON.parse(result.stdout) as { nftables: unknown[] }).nftables
+  if (/No such file or directory/.test(result.stderr)) return null
+  throw new NftError(
+    `Cannot read the nft table: ${messageOf(result.stderr) || `nft ended with ${result.exitCode ?? result.signal}`}`,
+  )
+}
+
 export const nft: Nft = {
   async apply(commands, onPid) {
-    const process = run({ input: commands.join('\n') + '\n' })`exec nft -f -`
+    const process = run`exec nft -f -`
+    // An nft that ends before it has read everything closes its end: its exit code tells, not the pipe.
+    process.stdin.on('error', () => {})
+    process.stdin.end(commands.join('\n') + '\n')
     if (process.pid !== undefined) onPid?.(process.pid)
     const result = await process
     if (result.exitCode === 0) return
@@ -48,15 +63,9 @@ export const nft: Nft = {
       `Cannot apply the nft transaction: ${messageOf(result.stderr) || `nft ended with ${result.exitCode ?? result.signal}`}`,
     )
   },
-  async list(table) {
-    // Only our own table, by name: listing sets that a newer nft made can crash this one.
-    const result = await run`exec nft -j list table inet ${table}`
-    if (result.exitCode === 0) return (JSON.parse(result.stdout) as { nftables: unknown[] }).nftables
-    if (/No such file or directory/.test(result.stderr)) return null
-    throw new NftError(
-      `Cannot read the table inet ${table}: ${messageOf(result.stderr) || `nft ended with ${result.exitCode ?? result.signal}`}`,
-    )
-  },
+  list: (table, what) =>
+    listing(what === 'rules' ? ['-t', 'list', 'table', 'inet', table] : ['list', 'table', 'inet', table]),
+  listSet: (table, set) => listing(['list', 'set', 'inet', table, set]),
   async version() {
     const result = await run`exec nft --version`
     if (result.exitCode !== 0)

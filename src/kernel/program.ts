@@ -1,8 +1,10 @@
 // The static program and its elements as text: rendering, differences, and reading back what nft lists. Pure.
 import anchorText from '../../nft/anchor.nft' with { type: 'text' }
 import programText from '../../nft/sluice.nft' with { type: 'text' }
-import { emptyState, MAPS, type MapName } from '../plan/kernel-state.ts'
-import type { KernelElement, KernelState } from '../plan/types.ts'
+import { formatIp, parseNetwork, rawIp6Bytes } from '../base/addresses.ts'
+import { COMMON, emptyState, hex, intervalText, MAPS, sameElement, type MapName } from '../plan/kernel-state.ts'
+import type { KernelElement, KernelGroup, KernelState } from '../plan/types.ts'
+import { generatedIn, isGenerated, makeChain, removeChain } from './chains.ts'
 
 const fill = (text: string, table: string, base: number) =>
   text.replaceAll('$table', table).replaceAll('$base', `0x${base.toString(16)}`)
@@ -32,29 +34,89 @@ export const anchorLines = (table: string, base: number): string[] =>
 const ELEMENTS_PER_COMMAND = 512
 
 /** The commands that turn one state into the other; none when they are equal. Listeners go first and come last: a route
- *  half applied has no listener in the kernel, and its connections are served in user space. */
-export function renderDifference(table: string, have: KernelState, want: KernelState): Commands {
-  const listeners = MAPS.filter(isListener)
-  const others = MAPS.filter((name) => !isListener(name))
-  const gone = (name: MapName) =>
-    Object.keys(have[name] ?? {}).filter((key) => !same(have[name]![key], want[name]?.[key]))
-  const come = (name: MapName) =>
-    Object.keys(want[name] ?? {}).filter((key) => !same(have[name]?.[key], want[name]![key]))
-  const remove = (name: MapName) =>
-    chunks(gone(name)).map((keys) => `delete element inet ${table} ${name} { ${keys.join(', ')} }`)
-  const add = (name: MapName) =>
-    chunks(come(name)).map(
-      (keys) => `add element inet ${table} ${name} { ${keys.map((key) => render(key, want[name]![key]!)).join(', ')} }`,
-    )
-  return [...listeners.flatMap(remove), ...others.flatMap(remove), ...others.flatMap(add), ...listeners.flatMap(add)]
+ *  half applied has no listener in the kernel, and its connections are served in user space. Chains are made before what jumps
+ *  to them and removed after. `chains`: the generated ones that are there. */
+export function renderDifference(
+  table: string,
+  have: KernelState,
+  want: KernelState,
+  chains: Iterable<string> = chainsOf(have),
+): Commands {
+  const gone = new Elements()
+  const come = new Elements()
+  for (const key of new Set([...Object.keys(have.groups), ...Object.keys(want.groups)])) {
+    const [before, after] = [have.groups[key], want.groups[key]]
+    if (before === after) continue
+    collect(before, after, gone)
+    collect(after, before, come)
+  }
+  const wanted = chainsOf(want)
+  const present = new Set(chains)
+  const remove = (map: MapName) =>
+    gone.of(map).map((elements) => `delete element inet ${table} ${map} { ${elements.map(([key]) => key).join(', ')} }`)
+  const add = (map: MapName) =>
+    come
+      .of(map)
+      .map((elements) => `add element inet ${table} ${map} { ${elements.map((pair) => render(...pair)).join(', ')} }`)
+  return [
+    ...LISTENERS.flatMap(remove),
+    ...OTHERS.flatMap(remove),
+    ...[...wanted].filter((name) => !present.has(name)).map((name) => makeChain(table, name)!.join('\n')),
+    ...OTHERS.flatMap(add),
+    ...LISTENERS.flatMap(add),
+    ...[...present].filter((name) => !wanted.has(name)).map((name) => removeChain(table, name).join('\n')),
+  ]
 }
 
-const same = (a: KernelElement | undefined, b: KernelElement | undefined) =>
-  a !== undefined && b !== undefined && a.value === b.value && a.comment === b.comment
+/** Listeners are keyed by address and port and say a mark; all others are keyed by a mark. */
+const isListener = (map: string) => map.startsWith('listen')
+const LISTENERS = MAPS.filter(isListener)
+const OTHERS = MAPS.filter((map) => !isListener(map))
+
+class Elements {
+  readonly #byMap = new Map<string, [string, KernelElement][]>()
+  push(map: string, key: string, element: KernelElement) {
+    const list = this.#byMap.get(map)
+    if (list) list.push([key, element])
+    else this.#byMap.set(map, [[key, element]])
+  }
+  /** Those of a map, as many at a time as a command may have. */
+  of(map: string) {
+    return chunks(this.#byMap.get(map) ?? [])
+  }
+}
+
+/** What `from` has and `other` has not, or not so. */
+function collect(from: KernelGroup | undefined, other: KernelGroup | undefined, into: Elements) {
+  for (const map in from)
+    for (const key in from[map]) {
+      const element = from[map]![key]!
+      if (!sameElement(element, other?.[map]?.[key])) into.push(map, key, element)
+    }
+}
+
+const namesIn = new WeakMap<KernelGroup, string[]>()
+
+/** The generated chains that a state's verdicts jump to. */
+export function chainsOf(state: KernelState): Set<string> {
+  const names = new Set<string>()
+  for (const key in state.groups) {
+    const group = state.groups[key]!
+    let own = namesIn.get(group)
+    if (!own) namesIn.set(group, (own = verdictsIn(group)))
+    for (const name of own) names.add(name)
+  }
+  return names
+}
+
+const VERDICTS = ['client_max', 'client_rate', 'client_max_all', 'client_rate_all', 'timeouts', 'balance'] as const
+
+const verdictsIn = (group: KernelGroup): string[] =>
+  VERDICTS.flatMap((map) => Object.values(group[map] ?? {})).flatMap((element) => generatedIn(element.value!) ?? [])
 
 // A comment stands before the colon (nft 1.0.6), and is one of our own route names: letters, digits and "_.:-".
-const render = (key: string, element: KernelElement) =>
-  `${key}${element.comment === undefined ? '' : ` comment "${element.comment}"`}${element.value === undefined ? '' : ` : ${element.value}`}`
+const render = (key: string, { comment, over, value }: KernelElement) =>
+  `${key}${over === undefined ? '' : ` ct count over ${over}`}${comment === undefined ? '' : ` comment "${comment}"`}${value === undefined ? '' : ` : ${value}`}`
 
 function chunks<T>(items: T[]): T[][] {
   const out: T[][] = []
@@ -62,55 +124,136 @@ function chunks<T>(items: T[]): T[][] {
   return out
 }
 
-export const countElements = (state: KernelState) =>
-  MAPS.reduce((sum, name) => sum + Object.keys(state[name] ?? {}).length, 0)
+const sizes = new WeakMap<KernelGroup, number>()
+
+export function countElements(state: KernelState): number {
+  let sum = 0
+  for (const key in state.groups) {
+    const group = state.groups[key]!
+    let size = sizes.get(group)
+    if (size === undefined)
+      sizes.set(group, (size = Object.values(group).reduce((total, map) => total + Object.keys(map).length, 0)))
+    sum += size
+  }
+  return sum
+}
 
 // ---- reading back ----
 
 type Json =
-  string | number | { concat?: Json[]; range?: Json[]; elem?: { val: Json; comment?: string }; prefix?: unknown }
-
-/** nft's JSON listing → elements in our own spelling; null when the table is not the program of this version. */
-export function parseListing(listing: unknown[]): { state: KernelState; version: string | null } {
-  const state = emptyState()
-  for (const item of listing as { map?: ListedSet; set?: ListedSet }[]) {
-    const set = item.map ?? item.set
-    const into = set && state[set.name]
-    if (!into) continue
-    for (const element of set.elem ?? []) {
-      const [key, value] = item.map ? (element as [Json, Json]) : [element as Json, undefined]
-      const parsed = parseKey(key, set.name)
-      into[parsed.text] = {
-        ...(value === undefined ? {} : { value: spellValue(value, set.name) }),
-        ...(parsed.comment === undefined ? {} : { comment: parsed.comment }),
-      }
+  | string
+  | number
+  | {
+      concat?: Json[]
+      range?: [Json, Json]
+      prefix?: { addr: string; len: number }
+      elem?: { val: Json; comment?: string; 'ct count'?: { val: number } }
+      jump?: { target: string }
+      goto?: { target: string }
     }
-  }
-  return { state, version: state.program!['0x00000001']?.comment ?? null }
+
+export interface Listed {
+  state: KernelState
+  /** Version of the program that made the table; null when it is none of ours. */
+  version: string | null
+  /** What `shape` was when the program had just been loaded (see SEAL_KEY); null when nobody has noted it. */
+  seal: string | null
+  chains: string[]
+  shape: Shape
 }
 
+/** Digests of what the static program and the generated chains consist of, by name: anyone's edit of a rule changes one. */
+export type Shape = Record<string, string>
+
+/** Key of the map "program" whose comment is the digest of the static part as the kernel lists it. */
+const SEAL_KEY = 2
+
+export const renderSeal = (table: string, base: number, shape: Shape) =>
+  `add element inet ${table} program { ${hex(SEAL_KEY)} comment "${sealOf(shape)}" : ${hex(base)} }`
+
+/** One digest of everything that the static program makes. */
+export const sealOf = (shape: Shape): string =>
+  digest(
+    Object.entries(shape)
+      .filter(([name]) => !isGenerated(name.replace(/^\w+ /, '')))
+      .toSorted(([a], [b]) => (a < b ? -1 : 1)),
+  )
+
+const digest = (value: unknown) => Bun.hash(JSON.stringify(value)).toString(16)
+
+/** nft's JSON listing → elements in our own spelling, and the shape of the rest. */
+export function parseListing(listing: unknown[], base: number): Listed {
+  const state = emptyState()
+  const common = hex(base)
+  const found: Listed = { state, version: null, seal: null, chains: [], shape: {} }
+  const rules = new Map<string, unknown[]>()
+  for (const item of listing as ListedItem[]) {
+    const set = item.map ?? item.set
+    if (item.rule) rules.set(item.rule.chain, [...(rules.get(item.rule.chain) ?? []), item.rule.expr])
+    if (item.chain) {
+      const { name, type, hook, prio, policy } = item.chain
+      rules.set(name, [[type, hook, prio, policy], ...(rules.get(name) ?? [])])
+      if (isGenerated(name)) found.chains.push(name)
+    }
+    if (!set) continue
+    const { elem, ...rest } = set
+    found.shape[`set ${set.name}`] = digest({ ...rest, handle: 0 })
+    if (!OURS.has(set.name)) continue
+    for (const element of elem ?? []) {
+      const [key, value] = item.map ? (element as [Json, Json]) : [element as Json, undefined]
+      readElement(set.name, key, value, common, found)
+    }
+  }
+  for (const [chain, content] of rules) found.shape[`chain ${chain}`] = digest(content)
+  found.version = state.groups[COMMON]?.program?.[hex(1)]?.comment ?? null
+  return found
+}
+
+interface ListedItem {
+  map?: ListedSet
+  set?: ListedSet
+  chain?: { name: string; type?: string; hook?: string; prio?: number; policy?: string }
+  rule?: { chain: string; expr: unknown }
+}
 interface ListedSet {
   name: string
   elem?: unknown[]
 }
 
-/** Listeners are keyed by address and port and say a mark; all others are keyed by a mark. */
-const isListener = (map: string) => map.startsWith('listen')
+const OURS = new Set<string>(MAPS)
 
-const hex = (mark: Json) => `0x${(Number(mark) >>> 0).toString(16).padStart(8, '0')}`
-
-function parseKey(key: Json, map: string): { text: string; comment?: string } {
-  if (typeof key === 'object' && key.elem) return { ...parseKey(key.elem.val, map), comment: key.elem.comment }
-  const parts = typeof key === 'object' && key.concat ? key.concat : [key]
-  const text = parts.map((part, i) => (i === 0 && !isListener(map) ? hex(part) : spell(part))).join(' . ')
-  return { text }
+function readElement(map: string, key: Json, value: Json | undefined, common: string, found: Listed) {
+  const { text, first, comment, over } = parseKey(key, map)
+  const element: KernelElement = {}
+  if (value !== undefined) element.value = isListener(map) || map === 'program' ? hex(Number(value)) : spell(value)
+  if (comment !== undefined) element.comment = comment
+  if (over !== undefined) element.over = over
+  if (map === 'program' && text === hex(SEAL_KEY)) {
+    found.seal = comment ?? null
+    return
+  }
+  const owner = isListener(map) ? element.value! : first
+  const group = map === 'program' || owner === common ? COMMON : owner
+  ;((found.state.groups[group] ??= {})[map] ??= {})[text] = element
 }
 
-const spellValue = (value: Json, map: string) => (isListener(map) || map === 'program' ? hex(value) : spell(value))
+function parseKey(key: Json, map: string): { text: string; first: string; comment?: string; over?: number } {
+  if (typeof key === 'object' && key.elem)
+    return { ...parseKey(key.elem.val, map), comment: key.elem.comment, over: key.elem['ct count']?.val }
+  const parts = typeof key === 'object' && key.concat ? key.concat : [key]
+  const texts = parts.map((part, i) => (i === 0 && !isListener(map) ? hex(Number(part)) : spell(part)))
+  return { text: texts.join(' . '), first: texts[0]! }
+}
 
 function spell(part: Json): string {
-  if (typeof part !== 'object') return String(part)
+  if (typeof part !== 'object') return spellAddress(String(part))
   if (part.concat) return part.concat.map(spell).join(' . ')
   if (part.range) return part.range.map(spell).join('-')
+  if (part.prefix) return intervalText(parseNetwork(`${part.prefix.addr}/${part.prefix.len}`)![0]!)
+  if (part.jump) return `jump ${part.jump.target}`
+  if (part.goto) return `goto ${part.goto.target}`
   return JSON.stringify(part)
 }
+
+/** nft ends some IPv6 addresses with a dotted IPv4 one; ours are all hexadecimal. */
+const spellAddress = (text: string) => (text.includes(':') && text.includes('.') ? formatIp(rawIp6Bytes(text)) : text)

@@ -1,10 +1,22 @@
 // Keeps the kernel's table equal to what is wanted: a level-triggered loop. Whatever happened meanwhile, each round
 // compares what is wanted now with what is known to be there and applies the difference; rounds never overlap, wishes
 // that arrive during one are served by the next, failures are retried with growing pauses.
-import { emptyState } from '../plan/kernel-state.ts'
+import { COMMON, emptyState } from '../plan/kernel-state.ts'
 import type { KernelState } from '../plan/types.ts'
 import { NftError, type Nft } from './nft.ts'
-import { countElements, parseListing, programVersion, renderAll, renderDifference, renderRemoval } from './program.ts'
+import {
+  chainsOf,
+  countElements,
+  parseListing,
+  programVersion,
+  renderAll,
+  renderDifference,
+  renderRemoval,
+  renderSeal,
+  sealOf,
+  type Listed,
+  type Shape,
+} from './program.ts'
 
 const RETRY_MS_MIN = 200
 const RETRY_MS_MAX = 5000
@@ -21,6 +33,10 @@ export interface RulesetOptions {
 export class Ruleset {
   /** In the kernel, as far as we know; null: no table of ours, or not of this version. */
   #have: KernelState | null = null
+  /** Generated chains that are there. */
+  #chains: string[] = []
+  /** What the rules were when we had just written them; what somebody else makes of them differs from it. */
+  #shape: Shape | null = null
   #want: KernelState | null = null
   #running: Promise<void> | null = null
   #verify = false
@@ -41,16 +57,27 @@ export class Ruleset {
   async adopt(): Promise<KernelState | null> {
     const listing = await this.options.nft.list(this.options.table)
     if (!listing) return null
-    const { state, version } = parseListing(listing)
-    // A table of another version still tells its route numbers; it is replaced by the first round.
-    this.#have = version === programVersion ? state : null
-    return state
+    const found = parseListing(listing, this.options.base)
+    // A table of another version, or whose rules were edited, still tells its route numbers; it is replaced by the first round.
+    if (found.version === programVersion && found.seal === sealOf(found.shape)) this.#take(found)
+    return found.state
   }
 
-  /** true when the elements of this route number are in the kernel. */
-  isActive(markKey: string, name?: string): boolean {
-    const route = this.#have?.routes?.[markKey]
-    return route !== undefined && (name === undefined || route.comment === name)
+  #take(found: Listed) {
+    this.#have = found.state
+    this.#chains = found.chains
+    this.#shape = found.shape
+  }
+
+  /** What is in the kernel, as far as we know. */
+  get state(): KernelState {
+    return this.#have ?? emptyState()
+  }
+
+  /** The kernel forwards the connections of this route, or refuses them for want of a target. */
+  isActive(markKey: string, name: string): boolean {
+    const group = this.#have?.groups[markKey]
+    return group?.routes?.[markKey]?.comment === name && group.divert?.[markKey]?.value !== 'goto user_space'
   }
 
   get elements(): number {
@@ -120,33 +147,66 @@ export class Ruleset {
       this.#verify = true
       throw error
     })
-    const found = listing ? parseListing(listing) : null
-    this.#have = found && found.version === programVersion ? found.state : null
-    const difference = this.#have && before ? renderDifference(this.options.table, this.#have, before).length : 1
-    if (before === null || difference === 0) return
+    const found = listing ? parseListing(listing, this.options.base) : null
+    const intact = found !== null && found.version === programVersion && this.#isOurs(found.shape)
+    if (intact) this.#take({ ...found, shape: { ...found.shape, ...this.#shape } })
+    else this.#have = null
+    const differs = !intact || (before && renderDifference(this.options.table, found.state, before).length > 0)
+    if (before === null || !differs) return
     this.drifts++
     this.options.log(
       'warn',
-      found ? 'Someone changed our nft table; repairing it' : 'Someone removed our nft table; putting it back',
-      { table: this.options.table, drifts: this.drifts },
+      !found
+        ? 'Someone removed our nft table; putting it back'
+        : intact
+          ? 'Someone changed elements of our nft table; repairing it'
+          : 'Someone changed rules of our nft table; loading it again',
+      { table: this.options.table, drifts: this.drifts, ...(intact ? {} : this.#differences(found)) },
     )
+  }
+
+  #isOurs(shape: Shape): boolean {
+    const known = this.#shape
+    return known !== null && Object.keys({ ...known, ...shape }).every((name) => known[name] === shape[name])
+  }
+
+  /** For the log: which chains and sets are not as they were. */
+  #differences(found: Listed | null): { changed?: string[] } {
+    const known = this.#shape ?? {}
+    if (!found) return {}
+    const names = Object.keys({ ...known, ...found.shape }).filter((name) => known[name] !== found.shape[name])
+    return { changed: names.slice(0, 10) }
   }
 
   async #reach(goal: KernelState) {
     const { table, base, nft } = this.options
-    const commands = this.#have ? renderDifference(table, this.#have, goal) : renderAll(table, base, goal)
+    const whole = this.#have === null
+    const commands = whole ? renderAll(table, base, goal) : renderDifference(table, this.#have!, goal, this.#chains)
+    const chains = [...chainsOf(goal)]
+    const reshaped =
+      whole || chains.length !== this.#chains.length || chains.some((name) => !this.#chains.includes(name))
     if (commands.length > 0) {
       // Unknown until the transaction is through: if it fails half way (split, killed) the next round reads again.
-      const before = this.#have
       try {
         await nft.apply(commands, (pid) => this.#own(pid))
       } catch (error) {
-        if (before) this.#verify = true
+        if (!whole) this.#verify = true
         throw error
       }
       this.transactions++
     }
     this.#have = goal
+    this.#chains = chains
+    if (reshaped) await this.#learn(whole)
+  }
+
+  /** Notes what the kernel made of the rules just written; the seal in the table tells the next life of the program. */
+  async #learn(seal: boolean) {
+    const { table, base, nft } = this.options
+    const listing = await nft.list(table, 'rules')
+    if (!listing) return
+    this.#shape = parseListing(listing, base).shape
+    if (seal) await nft.apply([renderSeal(table, base, this.#shape)], (pid) => this.#own(pid))
   }
 
   #own(pid: number) {
@@ -175,6 +235,7 @@ export class Ruleset {
 
   /** No new flows from now on: every element goes, the table and the flows stay. */
   async empty(): Promise<void> {
-    if (this.#want) await this.want({ ...emptyState(), program: this.#want.program! })
+    const common = this.#want?.groups[COMMON]
+    if (common?.program) await this.want({ groups: { [COMMON]: { program: common.program } } })
   }
 }

@@ -1,7 +1,7 @@
 // Which listening sockets the routes need, and in which order the routes of one are tried. Pure.
 import { canonicalIp, formatEnd } from '../base/addresses.ts'
 import type { Route } from '../config/schema.ts'
-import type { PlannedListener, PlannedRoute } from './types.ts'
+import type { Listen, Plan, PlannedListener } from './types.ts'
 
 /** A range with more ports than this gets no user-space twins: each would be a socket. */
 export const TWIN_PORTS_MAX = 256
@@ -13,16 +13,20 @@ export const needsPeek = (route: Route) =>
   (route.match.domains !== undefined && [route.match.domains].flat().some((name) => name !== '*')) ||
   route.acceptProxyProtocol !== undefined
 
-export function listensOf(route: Route): PlannedRoute['listens'] {
+export const protocolOf = (route: Route) => route.match.protocol ?? 'tcp'
+
+export function listensOf(route: Route): Listen[] {
   const ports = [route.match.ports].flat().map((port) => (typeof port === 'number' ? { from: port, to: port } : port))
   const addresses = route.match.addresses?.map(canonicalIp) ?? [null]
-  return addresses.flatMap((address) => ports.map((port) => ({ address, ...port })))
+  const protocol = protocolOf(route)
+  return addresses.flatMap((address) => ports.map((port) => ({ address, ...port, protocol })))
 }
 
 export function listeners(routes: Route[]): PlannedListener[] {
   const byKey = new Map<string, { address: string; port: number; routes: Route[] }>()
   for (const route of routes)
     for (const listen of listensOf(route)) {
+      if (listen.protocol === 'udp') continue
       if (listen.to - listen.from >= TWIN_PORTS_MAX) continue
       for (let port = listen.from; port <= listen.to; port++) {
         const address = listen.address ?? ANY
@@ -45,6 +49,19 @@ export function listeners(routes: Route[]): PlannedListener[] {
     peek: one.routes.some(needsPeek),
     routes: bySpecificity(one.routes).map((route) => route.name),
   }))
+}
+
+/** UDP ports of the routes, as far as they are few enough for a socket each. */
+export function reservations(routes: Route[]): Plan['reservations'] {
+  const byKey = new Map<string, Plan['reservations'][number]>()
+  for (const { address, from, to, protocol } of routes.flatMap(listensOf)) {
+    if (protocol !== 'udp' || to - from >= TWIN_PORTS_MAX) continue
+    for (let port = from; port <= to; port++) {
+      const key = formatEnd(address ?? ANY, port)
+      byKey.set(key, { key, address: address ?? ANY, port })
+    }
+  }
+  return [...byKey.values()]
 }
 
 /** Higher priority, then the narrower match: exact name, wildcard, any; told-apart clients before all; an address before none. */

@@ -1,16 +1,33 @@
 // plan(config, facts) → Plan: decides for every route which carrier, and why, in words for an operator. Pure: the same
 // input gives the same plan on every machine; what depends on the machine is in `facts`.
-import { isLoopback, parseTarget } from '../base/addresses.ts'
+import { familyOf, isLoopback } from '../base/addresses.ts'
 import { parseDuration, parseRate } from '../base/units.ts'
 import { neverKernel } from '../config/check.ts'
 import type { Config, Route, Timeouts } from '../config/schema.ts'
-import { kernelState } from './kernel-state.ts'
-import { listeners, listensOf, needsPeek } from './listeners.ts'
+import { emptyState, kernelState } from './kernel-state.ts'
+import { endpointsOf } from './endpoints.ts'
+import { listeners, listensOf, needsPeek, protocolOf, reservations, TWIN_PORTS_MAX } from './listeners.ts'
 import { ownership, type Ownership } from './ports.ts'
-import type { Facts, Plan, PlannedRoute, UserRoute, UserTarget, UserTls } from './types.ts'
+import type { Endpoint, Facts, Plan, PlannedRoute, UserRoute, UserTls } from './types.ts'
 
 /** 20 bits of the mark: the byte above them is ours, the four bits between say how a flow ends (nft/sluice.nft). */
 export const NUMBER_MAX = 0xfffff
+
+export const DEFAULT_MARK_BASE = 0x51000000
+
+/** The facts of a machine of which nothing is known yet. */
+export const noFacts = (markBase: number, programVersion: string): Facts => ({
+  kernelUnusable: null,
+  numbers: {},
+  numbersInUse: [],
+  resolved: {},
+  unusable: {},
+  draining: {},
+  shares: {},
+  before: emptyState(),
+  markBase,
+  programVersion,
+})
 
 export function plan(config: Config, facts: Facts): Plan {
   const enabled = config.routes.filter((route) => route.enabled !== false)
@@ -20,7 +37,8 @@ export function plan(config: Config, facts: Facts): Plan {
   const commonMs = inMs(config.timeouts)
 
   const routes = enabled.map((route): PlannedRoute => {
-    const { carrier, reason } = chooseCarrier(route, config, facts, owned)
+    const endpoints = endpointsOf(route, onlyPort(route), facts)
+    const { carrier, reason } = chooseCarrier(route, endpoints, facts, owned)
     const required = route.action.type === 'forward' && route.action.forwardingEngine === 'nftables'
     const drain = route.drain ?? 'finish'
     return {
@@ -30,16 +48,33 @@ export function plan(config: Config, facts: Facts): Plan {
       reason,
       required,
       listens: listensOf(route),
+      endpoints,
+      unserved: protocolOf(route) === 'udp' ? (notNow(endpoints, facts) ?? null) : null,
+      preserveSourceIp: route.action.type === 'forward' && route.action.preserveSourceIp === true,
       drainMs: drain === 'finish' ? null : drain === 'cut' ? 0 : (parseDuration(drain) ?? null),
-      user: userRoute(route, config, commonMs, carrier === 'splice' ? 'splice' : 'user'),
+      user: userRoute(route, endpoints, config, facts, commonMs, carrier === 'splice' ? 'splice' : 'user'),
     }
   })
-  return { routes, listeners: listening, kernel: kernelState(routes, config, facts, owned) }
+  return {
+    routes,
+    listeners: listening,
+    reservations: reservations(enabled),
+    kernel: kernelState(routes, config, facts, owned),
+  }
+}
+
+/** The port of a route that listens on a single one. */
+function onlyPort(route: Route): number | null {
+  const { ports } = route.match
+  if (typeof ports === 'number') return ports
+  const [first] = ports
+  if (ports.length !== 1 || first === undefined) return null
+  return typeof first === 'number' ? first : first.from === first.to ? first.from : null
 }
 
 function chooseCarrier(
   route: Route,
-  config: Config,
+  endpoints: Endpoint[],
   facts: Facts,
   owned: Ownership,
 ): { carrier: PlannedRoute['carrier']; reason: string } {
@@ -69,22 +104,34 @@ function chooseCarrier(
     }
   const never = neverKernel(route)
   if (never) return { carrier: 'user', reason: never }
-  if (config.defaults?.security) return { carrier: 'user', reason: 'its lists and limits are enforced in user space' }
-
-  for (const target of action.targets) {
-    const host = parseTarget(target.host)!
-    if (host.kind === 'unix') return { carrier: 'user', reason: `target ${target.host} is a unix socket` }
-    const addresses = host.kind === 'ip' ? [host.address] : (facts.resolved[host.name] ?? [])
-    if (addresses.length === 0) return { carrier: 'user', reason: `target ${target.host} is not resolved yet` }
-    if (addresses.some(isLoopback))
-      return {
-        carrier: 'user',
-        reason: `target ${target.host} is a loopback address, which the kernel does not forward to`,
-      }
+  const not = notNow(endpoints, facts)
+  // UDP has no user space to fall back to: the route says why it is not served.
+  if (protocolOf(route) === 'udp')
+    return { carrier: 'kernel', reason: not ?? 'datagrams are forwarded by the kernel only' }
+  if (not) return { carrier: 'user', reason: not }
+  const wide = listensOf(route).find((listen) => listen.to - listen.from >= TWIN_PORTS_MAX)
+  return {
+    carrier: 'kernel',
+    reason: wide
+      ? `nothing has to be read (ports ${wide.from}-${wide.to} are too many for sockets: user space does not serve them)`
+      : 'nothing has to be read',
   }
-  if (facts.kernelUnusable) return { carrier: 'user', reason: facts.kernelUnusable }
-  return { carrier: 'kernel', reason: 'nothing has to be read' }
 }
+
+/** Why the kernel cannot forward to these endpoints on this machine as it is; undefined when it can. */
+export function notNow(endpoints: Endpoint[], facts: Facts): string | undefined {
+  for (const { host, target } of endpoints) {
+    if (host.kind === 'unix') return `target ${target} is a unix socket`
+    if (host.kind === 'name') return `target ${host.name} is not resolved yet`
+    if (isLoopback(host.address)) return `target ${target} is a loopback address, which the kernel does not forward to`
+  }
+  for (const family of [4, 6])
+    if (new Set(endpoints.filter((one) => isFamily(one, family)).map((one) => one.port === null)).size > 1)
+      return 'some of its targets keep the port of the client and others have one of their own'
+  return facts.kernelUnusable ?? undefined
+}
+
+const isFamily = ({ host }: Endpoint, family: number) => host.kind === 'ip' && familyOf(host.address) === family
 
 // ---- route numbers ----
 
@@ -127,7 +174,9 @@ function inMs(...given: (Timeouts | undefined)[]): UserRoute['timeoutsMs'] {
 
 function userRoute(
   route: Route,
+  endpoints: Endpoint[],
   config: Config,
+  facts: Facts,
   /** Of routes without their own. */
   commonMs: UserRoute['timeoutsMs'],
   carrier: 'splice' | 'user',
@@ -143,7 +192,8 @@ function userRoute(
       .map((name) => name.toLowerCase())
       .filter((name) => name !== '*'),
     clientIps: route.match.clientIps ?? [],
-    action: userAction(route),
+    draining: facts.draining[route.name] === true,
+    action: userAction(route, endpoints),
     security: {
       allow: security.ipAllowList ?? [],
       block: security.ipBlockList ?? [],
@@ -152,7 +202,7 @@ function userRoute(
       rate: security.connectionRatePerIp ? parseRate(security.connectionRatePerIp)! : null,
       observe: security.mode === 'observe',
     },
-    timeoutsMs: route.timeouts ? inMs(config.timeouts, route.timeouts) : commonMs,
+    timeoutsMs: timeoutsOf(route, config, commonMs),
     keepAlive: keepAlive && {
       idleS: seconds(keepAlive.idle),
       intervalS: seconds(keepAlive.interval),
@@ -161,13 +211,19 @@ function userRoute(
   }
 }
 
-function userAction(route: Route): UserRoute['action'] {
+/** UDP has a default of its own for idle: nothing but silence ends it. */
+function timeoutsOf(route: Route, config: Config, commonMs: UserRoute['timeoutsMs']): UserRoute['timeoutsMs'] {
+  if (protocolOf(route) === 'udp') return inMs({ idle: '3m' }, config.timeouts, route.timeouts)
+  return route.timeouts ? inMs(config.timeouts, route.timeouts) : commonMs
+}
+
+function userAction(route: Route, endpoints: Endpoint[]): UserRoute['action'] {
   const { action } = route
   switch (action.type) {
     case 'forward':
       return {
         type: 'forward',
-        targets: action.targets.map(userTarget),
+        targets: endpoints.map(({ host, port, name, share }) => ({ host, port, name, weight: share })),
         balance: action.balance ?? 'round-robin',
         allowHalfOpen: action.allowHalfOpen ?? false,
         tls: action.tls ? userTls(action.tls) : null,
@@ -189,12 +245,6 @@ function userAction(route: Route): UserRoute['action'] {
       return { type: 'block' }
   }
 }
-
-const userTarget = (target: { host: string; port?: number | 'preserve'; weight?: number }): UserTarget => ({
-  host: parseTarget(target.host)!,
-  port: typeof target.port === 'number' ? target.port : null,
-  weight: target.weight ?? 1,
-})
 
 type TlsInput = NonNullable<Extract<Route['action'], { type: 'forward' }>['tls']>
 const userTls = (tls: TlsInput): UserTls => ({

@@ -1,11 +1,14 @@
 // Who gets the connections to a port when nothing of them has been read: the one route that matches them all, unless a
 // route that goes first takes only some of them. Pure.
 import type { Route } from '../config/schema.ts'
-import { bySpecificity, listensOf, needsPeek } from './listeners.ts'
+import { bySpecificity, listensOf, needsPeek, protocolOf } from './listeners.ts'
+import type { Listen } from './types.ts'
 
 export interface Ownership {
   /** Runs of ports that `route` owns as a whole on `address` (null: every address without runs of its own). */
-  runs: { address: string | null; from: number; to: number; route: Route }[]
+  runs: (Listen & { route: Route })[]
+  /** Runs of TCP ports whose connections several routes share, or one that has to read first. */
+  shared: Listen[]
   /** For a route that would own a port but for a route that takes some of its connections: that other one. */
   contested: Map<Route, { port: number; by: Route }>
 }
@@ -16,11 +19,20 @@ const PORTS = 65536
 const matchesAll = (route: Route) => !needsPeek(route) && route.match.clientIps === undefined
 
 export function ownership(routes: Route[]): Ownership {
+  const owned: Ownership = { runs: [], shared: [], contested: new Map() }
+  for (const protocol of ['tcp', 'udp'] as const)
+    own(
+      routes.filter((route) => protocolOf(route) === protocol),
+      protocol,
+      owned,
+    )
+  return owned
+}
+
+function own(routes: Route[], protocol: 'tcp' | 'udp', { runs, shared, contested }: Ownership) {
   // Every address first as all of them: what an address of its own has beyond that is all that needs saying.
   const addresses = new Set([null, ...routes.flatMap((route) => listensOf(route).map((listen) => listen.address))])
   const ascending = bySpecificity(routes).toReversed()
-  const runs: Ownership['runs'] = []
-  const contested: Ownership['contested'] = new Map()
 
   let wide = new Uint32Array(PORTS)
   for (const address of addresses) {
@@ -51,10 +63,10 @@ export function ownership(routes: Route[]): Ownership {
         end++
       const route = own > 0 ? ascending[own - 1]! : undefined
       if (route && part > 0) contested.set(route, contested.get(route) ?? { port, by: ascending[part - 1]! })
-      else if (route && !fallsThrough) runs.push({ address, from: port, to: end - 1, route })
+      else if (route && !fallsThrough) runs.push({ address, from: port, to: end - 1, protocol, route })
+      if (part > 0) shared.push({ address, from: port, to: end - 1, protocol })
       port = end
     }
     if (address === null) wide = owner
   }
-  return { runs, contested }
 }

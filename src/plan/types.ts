@@ -13,6 +13,14 @@ export interface Facts {
   numbersInUse: number[]
   /** Addresses of target names; a name that is missing is not resolved (yet). */
   resolved: Record<string, string[]>
+  /** Endpoints that take no new connections now, by route name: found dead, or drained. */
+  unusable: Record<string, Record<string, 'down' | 'drained'>>
+  /** Routes that take no new connections now: drained by an operator. */
+  draining: Record<string, true>
+  /** least-connections: the shares of the endpoints now, by route name. Missing: the configured weights. */
+  shares: Record<string, Record<string, number>>
+  /** What is in the kernel, as far as known: slots stay where they are. */
+  before: KernelState
   markBase: number
   /** Identity of the static program, so that the plan carries what the table should say of itself. */
   programVersion: string
@@ -22,6 +30,8 @@ export interface Plan {
   routes: PlannedRoute[]
   /** Every listening socket, kernel routes included: their user-space twins serve until the rules are in, and loopback clients. */
   listeners: PlannedListener[]
+  /** UDP ports, held in user space by sockets that nobody reads. */
+  reservations: { key: string; address: string; port: number }[]
   kernel: KernelState
 }
 
@@ -34,10 +44,42 @@ export interface PlannedRoute {
   reason: string
   /** forwardingEngine 'nftables': without the kernel the start fails. */
   required: boolean
-  listens: { address: string | null; from: number; to: number }[]
+  listens: Listen[]
+  /** Where its connections go: one entry for each address of each target. Empty when it forwards nothing. */
+  endpoints: Endpoint[]
+  /** Why nothing carries it: UDP that the kernel cannot forward now. */
+  unserved: string | null
+  /** Targets see the client's own address. */
+  preserveSourceIp: boolean
   /** What happens to live connections when the route goes away: milliseconds, 0 cut, null finish. */
   drainMs: number | null
   user: UserRoute
+}
+
+export interface Listen {
+  /** null: every local address. */
+  address: string | null
+  from: number
+  to: number
+  protocol: 'tcp' | 'udp'
+}
+
+/** One address of a target. A name has several, which share its weight. */
+export interface Endpoint {
+  /** "10.0.0.5:8080", "[2001:db8::5]:443", "10.0.0.5:preserve" (the client's port is kept), "unix:/run/app.sock"; of a name that
+   *  is not resolved "db.internal:5432". Identity within a route. */
+  key: string
+  /** The target as configured, in the same spelling. */
+  target: string
+  host: UserTarget['host']
+  /** null: the port the client connected to. */
+  port: number | null
+  /** The configured name of an address that was resolved from one. */
+  name: string | null
+  /** Its share of new connections by configuration. */
+  weight: number
+  /** The share now: 0 when it is down or drained. */
+  share: number
 }
 
 export interface PlannedListener {
@@ -56,6 +98,9 @@ export interface UserTarget {
   host: { kind: 'ip'; address: string } | { kind: 'name'; name: string } | { kind: 'unix'; path: string }
   /** null: the port the client connected to. */
   port: number | null
+  /** The name that host was resolved from, for TLS to the target. */
+  name: string | null
+  /** 0: takes none, because it is down, drained or configured so. */
   weight: number
 }
 
@@ -73,6 +118,8 @@ export interface UserRoute {
   name: string
   /** What its records say: 'splice' hands over to the relay after the peek. A kernel route's twin is 'user'. */
   carrier: 'splice' | 'user'
+  /** New connections are refused: an operator drains it. */
+  draining: boolean
   /** Lower-case patterns: exact, "*.example.com"; empty: every name, or none. */
   domains: string[]
   /** Networks (base/addresses parseNetwork); empty: every client. */
@@ -114,10 +161,19 @@ export interface UserRoute {
   keepAlive: { idleS: number; intervalS: number; count: number } | null
 }
 
-/** The elements of the static nft program: map or set name → key → element, all in nft's own words and already validated. */
-export type KernelState = Record<string, Record<string, KernelElement>>
+/** What the table in the kernel holds: the elements of the static program's sets and maps, all in nft's own words and
+ *  already validated, and the names of the small chains that its verdicts mention (kernel/chains.ts writes them). */
+export interface KernelState {
+  /** By route: the key is its mark ("0x51000001"), or '' for what belongs to none. Groups are replaced, never changed: the
+   *  same object is the same content. */
+  groups: Record<string, KernelGroup>
+}
+/** Set or map → key → element; only those with elements. */
+export type KernelGroup = Record<string, Record<string, KernelElement>>
 export interface KernelElement {
   /** What stands after the colon; absent in sets. */
   value?: string
   comment?: string
+  /** "ct count over" of the element. */
+  over?: number
 }

@@ -1,20 +1,18 @@
 // Who may connect, and how often: lists of networks as sorted intervals, and counters that are given back exactly once.
 // The kernel checks the same before us where it can; this is the check for what only user space knows.
-import { compareBytes, parseNetwork } from '../base/addresses.ts'
+import { compareBytes, mergeNetworks, type Interval } from '../base/addresses.ts'
 import { RATE_CLIENTS_MAX } from '../base/limits.ts'
 import type { RefusalReason } from '../connections/reasons.ts'
 import type { UserRoute } from '../plan/types.ts'
 
 /** A set of networks; membership is a binary search. */
 export class NetworkList {
-  readonly #byFamily: Record<4 | 6, { from: Uint8Array; to: Uint8Array }[]> = { 4: [], 6: [] }
+  readonly #byFamily: Record<4 | 6, Interval[]>
   readonly empty: boolean
 
   constructor(networks: readonly string[]) {
     this.empty = networks.length === 0
-    for (const network of networks)
-      for (const { family, from, to } of parseNetwork(network) ?? []) this.#byFamily[family].push({ from, to })
-    for (const family of [4, 6] as const) this.#byFamily[family] = merge(this.#byFamily[family])
+    this.#byFamily = mergeNetworks(networks)
   }
 
   has(ip: Uint8Array): boolean {
@@ -31,23 +29,11 @@ export class NetworkList {
   }
 }
 
-/** Sorted, and without overlaps: the search needs both. */
-function merge(list: { from: Uint8Array; to: Uint8Array }[]) {
-  const out: typeof list = []
-  for (const next of list.sort((a, b) => compareBytes(a.from, b.from))) {
-    const last = out.at(-1)
-    if (last && compareBytes(next.from, last.to) <= 0) {
-      if (compareBytes(next.to, last.to) > 0) last.to = next.to
-    } else out.push({ ...next })
-  }
-  return out
-}
-
-/** New connections for each client in a sliding window, estimated from this window and the one before (as nginx and Envoy do). */
+/** New connections of each client: a bucket that holds `count` and is filled at that rate, as nft's limit is in the kernel
+ *  (src/kernel/chains.ts), so that both say the same of the same connections. */
 export class Rate {
-  #window = 0
-  #now = new Map<string, number>()
-  #before = new Map<string, number>()
+  /** Client → when its bucket was or will be empty of what it has taken: the past is a full one. */
+  readonly #emptyAt = new Map<string, number>()
 
   constructor(
     readonly count: number,
@@ -56,22 +42,28 @@ export class Rate {
 
   /** Counts one and says whether it is within the limit. */
   take(client: string, nowMs: number): boolean {
-    const window = Math.floor(nowMs / this.perMs)
-    if (window !== this.#window) {
-      this.#before = window === this.#window + 1 ? this.#now : new Map()
-      this.#now = new Map()
-      this.#window = window
-    }
-    const taken = this.#now.get(client) ?? 0
-    const share = 1 - (nowMs - window * this.perMs) / this.perMs
-    if (taken + (this.#before.get(client) ?? 0) * share >= this.count) return false
-    if (taken === 0 && this.#now.size >= RATE_CLIENTS_MAX) this.#now.delete(this.#now.keys().next().value!)
-    this.#now.set(client, taken + 1)
+    const oneMs = this.perMs / this.count
+    const owed = Math.max(0, (this.#emptyAt.get(client) ?? 0) - nowMs)
+    if (owed + oneMs > this.perMs + 1e-6) return false
+    // Last used, last forgotten.
+    this.#emptyAt.delete(client)
+    if (this.#emptyAt.size >= RATE_CLIENTS_MAX) this.#forget(nowMs)
+    this.#emptyAt.set(client, nowMs + owed + oneMs)
     return true
   }
 
+  /** Those that are full again, and one more in any case. */
+  #forget(nowMs: number) {
+    const [oldest] = this.#emptyAt.keys()
+    this.#emptyAt.delete(oldest!)
+    for (const [client, emptyAt] of this.#emptyAt) {
+      if (emptyAt > nowMs) break
+      this.#emptyAt.delete(client)
+    }
+  }
+
   get clients() {
-    return this.#now.size + this.#before.size
+    return this.#emptyAt.size
   }
 }
 

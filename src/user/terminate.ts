@@ -170,7 +170,8 @@ export function encryptTarget(connection: Connection, next: Next) {
 function expectedName(connection: Connection): string {
   const { upstream } = connection.route!.tls!
   if (upstream.serverName !== null) return upstream.serverName
-  const { host } = connection.slot!.target
+  const { host, name } = connection.slot!.target
+  if (name !== null) return name
   return host.kind === 'ip' ? host.address : host.kind === 'name' ? host.name : 'localhost'
 }
 

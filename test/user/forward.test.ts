@@ -241,9 +241,13 @@ test('E6: names, unix sockets and the preserved port', async () => {
   const named = await server((socket) => void socket.end('named'))
   const bench = await open(
     [
-      route('unix', { action: forward([{ host: { kind: 'unix', path }, port: null, weight: 1 }]) }),
-      route('name', { action: forward([{ host: { kind: 'name', name: 'localhost' }, port: named, weight: 1 }]) }),
-      route('nowhere', { action: forward([{ host: { kind: 'name', name: 'nowhere.invalid' }, port: 1, weight: 1 }]) }),
+      route('unix', { action: forward([{ host: { kind: 'unix', path }, port: null, name: null, weight: 1 }]) }),
+      route('name', {
+        action: forward([{ host: { kind: 'name', name: 'localhost' }, port: named, name: null, weight: 1 }]),
+      }),
+      route('nowhere', {
+        action: forward([{ host: { kind: 'name', name: 'nowhere.invalid' }, port: 1, name: null, weight: 1 }]),
+      }),
     ],
     { listeners: ['unix', 'name', 'nowhere'].map((name) => ({ routes: [name], peek: false })) },
   )

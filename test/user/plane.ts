@@ -10,6 +10,7 @@ import { UserPlane, type Problem } from '../../src/user/index.ts'
 export const target = (port: number, weight = 1): UserTarget => ({
   host: { kind: 'ip', address: '127.0.0.1' },
   port,
+  name: null,
   weight,
 })
 
@@ -24,6 +25,7 @@ export function route(name: string, overrides: Overrides): UserRoute {
     carrier: 'user',
     domains: [],
     clientIps: [],
+    draining: false,
     action: { type: 'block' },
     keepAlive: { idleS: 60, intervalS: 15, count: 5 },
     ...overrides,

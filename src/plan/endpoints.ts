@@ -1,0 +1,47 @@
+// Where a route's connections go, address by address, and what share of new ones each gets now. Pure.
+import { formatEnd, parseTarget } from '../base/addresses.ts'
+import type { Route } from '../config/schema.ts'
+import type { Endpoint, Facts } from './types.ts'
+
+type Target = Extract<Route['action'], { type: 'forward' }>['targets'][number]
+
+/** @param onlyPort the port of a route that listens on a single one: keeping the client's port is naming it. */
+export function endpointsOf(route: Route, onlyPort: number | null, facts: Facts): Endpoint[] {
+  if (route.action.type !== 'forward') return []
+  const unusable = facts.unusable[route.name] ?? {}
+  const shares = facts.shares[route.name] ?? {}
+  return route.action.targets
+    .flatMap((target) => addressesOf(target, onlyPort, facts))
+    .map((endpoint) => ({
+      ...endpoint,
+      share:
+        unusable[endpoint.key] || unusable[endpoint.target] || endpoint.weight === 0
+          ? 0
+          : (shares[endpoint.key] ?? endpoint.weight),
+    }))
+}
+
+function addressesOf(target: Target, onlyPort: number | null, facts: Facts): Omit<Endpoint, 'share'>[] {
+  const host = parseTarget(target.host)!
+  const port = typeof target.port === 'number' ? target.port : onlyPort
+  const weight = target.weight ?? 1
+  if (host.kind === 'unix') {
+    const key = `unix:${host.path}`
+    return [{ key, target: key, host, port: null, name: null, weight }]
+  }
+  const configured = keyOf(host.kind === 'ip' ? host.address : host.name, port)
+  if (host.kind === 'ip') return [{ key: configured, target: configured, host, port, name: null, weight }]
+  const addresses = facts.resolved[host.name] ?? []
+  if (addresses.length === 0) return [{ key: configured, target: configured, host, port, name: null, weight }]
+  return addresses.map((address) => ({
+    key: keyOf(address, port),
+    target: configured,
+    host: { kind: 'ip', address },
+    port,
+    name: host.name,
+    weight: weight / addresses.length,
+  }))
+}
+
+const keyOf = (host: string, port: number | null) =>
+  port !== null ? formatEnd(host, port) : host.includes(':') ? `[${host}]:preserve` : `${host}:preserve`
