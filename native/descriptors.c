@@ -1,4 +1,5 @@
-/* Sockets and descriptors that Bun has no call for: listening sockets with our own backlog, descriptor passing, raw SYN. */
+/* Sockets and descriptors that Bun has no call for: listening sockets with our own backlog, held UDP ports,
+ * descriptor passing, raw SYN. */
 #define _GNU_SOURCE
 #include "sluice.h"
 #include <arpa/inet.h>
@@ -40,26 +41,36 @@ static int parse_address(const char *address, uint16_t port, struct sockaddr_sto
   return -EINVAL;
 }
 
-static int listen_at(const char *address, uint16_t port, int backlog, int shared) {
+/* A socket bound to the address; "::" is both families. shared: others that agree may have the port on other addresses. */
+static int bind_at(int type, const char *address, uint16_t port, int shared) {
   struct sockaddr_storage at;
   socklen_t length;
   int family = parse_address(address, port, &at, &length);
   if (family < 0) return family;
-  int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  int fd = socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (fd < 0 && family == AF_INET6 && strcmp(address, "::") == 0 && errno == EAFNOSUPPORT)
-    return listen_at("0.0.0.0", port, backlog, shared); /* a machine without IPv6 */
+    return bind_at(type, "0.0.0.0", port, shared); /* a machine without IPv6 */
   if (fd < 0) return -errno;
   int one = 1, v6only = strcmp(address, "::") != 0;
-  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+  /* With UDP it would let two programs have the same address and port. */
+  if (type == SOCK_STREAM) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
   if (shared) setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one);
   if (family == AF_INET6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &v6only, sizeof v6only);
-  if (bind(fd, (struct sockaddr *)&at, length) < 0 || listen(fd, backlog) < 0) {
+  if (bind(fd, (struct sockaddr *)&at, length) < 0) {
     int error = errno;
     close(fd);
-    if (error == EADDRNOTAVAIL && strcmp(address, "::") == 0) return listen_at("0.0.0.0", port, backlog, shared);
+    if (error == EADDRNOTAVAIL && strcmp(address, "::") == 0) return bind_at(type, "0.0.0.0", port, shared);
     return -error;
   }
   return fd;
+}
+
+static int listen_at(const char *address, uint16_t port, int backlog, int shared) {
+  int fd = bind_at(SOCK_STREAM, address, port, shared);
+  if (fd < 0 || listen(fd, backlog) == 0) return fd;
+  int error = errno;
+  close(fd);
+  return -error;
 }
 
 int sluice_listen(const char *address, uint16_t port, int backlog) { return listen_at(address, port, backlog, 0); }
@@ -73,6 +84,17 @@ int sluice_listen_beside(const char *address, uint16_t port, int backlog, const 
   int fd = listen_at(address, port, backlog, 1);
   share(fds, count, 0);
   if (fd >= 0) share(&fd, 1, 0);
+  return fd;
+}
+
+int sluice_reserve_udp(const char *address, uint16_t port, const int *fds, int count) {
+  share(fds, count, 1);
+  int fd = bind_at(SOCK_DGRAM, address, port, count > 0);
+  share(fds, count, 0);
+  if (fd < 0) return fd;
+  int smallest = 1;
+  setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &smallest, sizeof smallest);
+  share(&fd, 1, 0);
   return fd;
 }
 

@@ -18,6 +18,9 @@ int sluice_listen(const char *address, uint16_t port, int backlog);
 /* The same beside `count` listening sockets of ours on other addresses of the port: "::" takes every address, so the kernel
  * wants both sides to agree (SO_REUSEPORT). They agree for this call only: nobody else gets in later. */
 int sluice_listen_beside(const char *address, uint16_t port, int backlog, const int *fds, int count);
+/* A UDP socket that nobody reads: it holds the port against others. Its buffer is the smallest there is. address and `count`
+ * sockets of ours on other addresses of the port as above, count 0 for none. */
+int sluice_reserve_udp(const char *address, uint16_t port, const int *fds, int count);
 /* The local port of a socket, or -errno. */
 int sluice_port(int fd);
 /* fcntl(F_DUPFD_CLOEXEC). */

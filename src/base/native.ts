@@ -8,6 +8,7 @@ const signatures = {
   sluice_socketpair: { args: ['i32', 'ptr'], returns: 'i32' },
   sluice_listen: { args: ['ptr', 'u16', 'i32'], returns: 'i32' },
   sluice_listen_beside: { args: ['ptr', 'u16', 'i32', 'ptr', 'i32'], returns: 'i32' },
+  sluice_reserve_udp: { args: ['ptr', 'u16', 'ptr', 'i32'], returns: 'i32' },
   sluice_port: { args: ['i32'], returns: 'i32' },
   sluice_dup: { args: ['i32'], returns: 'i32' },
   sluice_close: { args: ['i32'], returns: 'i32' },
