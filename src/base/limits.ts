@@ -65,3 +65,15 @@ export const ROUTE_LOG_INTERVAL_MS = 1000
 
 /** A carried connection this old gets its keepalive; younger ones are bounded by the deadlines of opening anyway. */
 export const KEEP_ALIVE_AFTER_MS = 5000
+
+/** One table of sockets in /proc/net, about 150 bytes a socket: a hundred thousand of them. Above: the rest is not looked at. */
+export const SOCKET_TABLE_BYTES_MAX = 16 * 1024 * 1024
+
+/** Looking for the program that has a port. Above: the message says "another program". */
+export const OWNER_MS_MAX = 2000
+
+/** Descriptors of one process among which a socket is looked for: what listens was opened early. Above: the rest is not looked at. */
+export const OWNER_FILES_MAX = 4096
+
+/** Programs that one message names. Above: they are counted. */
+export const OWNERS_NAMED_MAX = 3

@@ -1,8 +1,21 @@
-// The listening sockets: control opens and keeps them, workers get copies. So their backlog outlives a worker, and low ports
-// need no privilege there.
+// The ports: control opens and keeps the listening sockets, workers get copies. So their backlog outlives a worker, and low
+// ports need no privilege there. UDP ports are only held, and ranges too large for sockets are looked at: what another
+// program has is never taken from it silently.
+import { formatEnd } from '../base/addresses.ts'
 import { cString, native, ptr } from '../base/native.ts'
-import type { PlannedListener } from '../plan/types.ts'
+import { ANY, TWIN_PORTS_MAX } from '../plan/listeners.ts'
+import type { Listen, Plan, PlannedListener } from '../plan/types.ts'
 import { GatewayError } from './changes.ts'
+import {
+  overlaps,
+  overlapsInKernel,
+  ownerText,
+  readBoundSockets,
+  takenText,
+  withOwners,
+  type BoundSocket,
+  type Protocol,
+} from './owners.ts'
 
 /** The kernel holds this many accepted connections that a worker has not taken yet (capped by net.core.somaxconn). */
 const BACKLOG = 4096
@@ -10,16 +23,27 @@ const EADDRINUSE = 98
 /** Sockets opened before the event loop gets a turn. */
 const AT_ONCE = 64
 
-export interface Listener {
+interface Held {
   key: string
   port: number
+  fd: number
+}
+
+export interface Listener extends Held {
   /** Names the descriptor to a worker, once and for all. */
   tag: number
-  fd: number
+}
+
+/** What one change has opened, to be closed again when the change fails. */
+export interface Opened {
+  listeners: Listener[]
+  reservations: Held[]
 }
 
 export class Listeners {
   readonly #byKey = new Map<string, Listener>()
+  /** UDP ports, held by sockets that nobody reads: the kernel's rules take their packets before they would come here. */
+  readonly #reserved = new Map<string, Held>()
   #nextTag = 1
 
   /** @param workerCloses resolves when the worker has closed what it was told to; false: there was nothing to wait for. */
@@ -38,55 +62,134 @@ export class Listeners {
     return new Map([...this.#byKey.values()].filter(({ key }) => wanted.has(key)).map(({ tag, fd }) => [tag, fd]))
   }
 
-  /** Opens what is not open yet; returns it. All of them, or none and an error that names the port. */
-  async open(planned: PlannedListener[]): Promise<Listener[]> {
-    const opened: Listener[] = []
-    for (const { key, address, port } of planned) {
-      if (this.#byKey.has(key)) continue
-      const fd = await this.#openOne(address, port)
-      if (fd < 0) {
-        this.close(opened)
-        throw new GatewayError(`Cannot listen on ${key}: ${errorText(-fd)}`)
+  /** Opens what is not open yet; returns it. All of them, or none and an error that names the port and who has it. */
+  async open(listeners: PlannedListener[], reservations: Plan['reservations'] = []): Promise<Opened> {
+    const opened: Opened = { listeners: [], reservations: [] }
+    try {
+      for (const { key, address, port } of listeners) {
+        if (this.#byKey.has(key)) continue
+        const listener = { key, port, fd: await this.#listen(key, address, port), tag: this.#nextTag++ }
+        this.#byKey.set(key, listener)
+        opened.listeners.push(listener)
+        if (opened.listeners.length % AT_ONCE === 0) await turn()
       }
-      const listener = { key, port, tag: this.#nextTag++, fd }
-      this.#byKey.set(key, listener)
-      opened.push(listener)
-      if (opened.length % AT_ONCE === 0) await new Promise((turn) => setImmediate(turn))
+      for (const { key, address, port } of reservations) {
+        if (this.#reserved.has(key)) continue
+        const held = { key, port, fd: await this.#hold(key, address, port) }
+        this.#reserved.set(key, held)
+        opened.reservations.push(held)
+        if (opened.reservations.length % AT_ONCE === 0) await turn()
+      }
+      return opened
+    } catch (error) {
+      this.close(opened)
+      throw error
     }
-    return opened
   }
 
-  async #openOne(address: string, port: number): Promise<number> {
+  /** Ranges with too many ports for a socket each: nothing is opened for them, so nobody but us would notice that another
+   *  program has a port there. Throws an error that names it. */
+  async checkRanges(listens: Listen[]): Promise<void> {
+    for (const protocol of ['tcp', 'udp'] as const) {
+      const ranges = listens.filter((one) => one.protocol === protocol && one.to - one.from >= TWIN_PORTS_MAX)
+      if (ranges.length === 0) continue
+      const sockets = (await readBoundSockets(protocol)).filter((socket) => !this.#isOurs(socket))
+      for (const range of ranges) {
+        const taken = await withOwners(
+          sockets.filter((socket) => overlapsInKernel(socket, range)),
+          process.pid,
+        )
+        if (taken.length > 0)
+          throw new GatewayError(
+            `Cannot take the ${protocol.toUpperCase()} ports ${rangeText(range)}: ${takenText(taken)}`,
+          )
+      }
+    }
+  }
+
+  /** With this address and port, or all addresses of the port, in our hands nobody else can have it. */
+  #isOurs({ protocol, address, port }: BoundSocket): boolean {
+    const held = protocol === 'tcp' ? this.#byKey : this.#reserved
+    return held.has(formatEnd(address, port)) || held.has(formatEnd(ANY, port))
+  }
+
+  async #listen(key: string, address: string, port: number): Promise<number> {
     const text = cString(address)
     const open = () => native().sluice_listen(ptr(text), port, BACKLOG)
     let fd = open()
     // A change before this one may have closed the port here, and the worker is about to close it there.
     if (fd === -EADDRINUSE && (await this.workerCloses())) fd = open()
-    return fd === -EADDRINUSE ? this.#openBeside(address, port) : fd
+    if (fd === -EADDRINUSE) fd = this.#listenBeside(address, port)
+    if (fd >= 0) return fd
+    const why = fd === -EADDRINUSE ? await this.#inUse('tcp', address, port) : errorText(-fd)
+    throw new GatewayError(`Cannot listen on ${key}: ${why}`)
   }
 
   /** One address of a port whose other addresses, or all of them, are ours already: the kernel gives a connection to the
    *  narrower socket, but it lets only those in beside each other that agree to it. */
-  #openBeside(address: string, port: number): number {
-    const ours = [...this.#byKey.values()].filter((listener) => listener.port === port)
+  #listenBeside(address: string, port: number): number {
+    const ours = descriptorsOf(this.#byKey, port)
     if (ours.length === 0) return -EADDRINUSE
     const text = cString(address)
-    const fds = Int32Array.from(ours, (listener) => listener.fd)
-    return native().sluice_listen_beside(ptr(text), port, BACKLOG, ptr(fds), fds.length)
+    return native().sluice_listen_beside(ptr(text), port, BACKLOG, ptr(ours), ours.length)
   }
 
-  close(listeners: Listener[]) {
+  async #hold(key: string, address: string, port: number): Promise<number> {
+    const text = cString(address)
+    let fd = native().sluice_reserve_udp(ptr(text), port, null, 0)
+    if (fd === -EADDRINUSE) {
+      const ours = descriptorsOf(this.#reserved, port)
+      if (ours.length > 0) fd = native().sluice_reserve_udp(ptr(text), port, ptr(ours), ours.length)
+    }
+    if (fd >= 0) return fd
+    const why = fd === -EADDRINUSE ? await this.#inUse('udp', address, port) : errorText(-fd)
+    throw new GatewayError(`Cannot hold the UDP port ${key}: ${why}`)
+  }
+
+  /** The kernel has said that it is in use: by whom. */
+  async #inUse(protocol: Protocol, address: string, port: number): Promise<string> {
+    const wanted = { protocol, address, from: port, to: port }
+    const sockets = await readBoundSockets(protocol)
+    const taken = await withOwners(
+      sockets.filter((socket) => overlaps(socket, wanted) && !this.#isOurs(socket)),
+      process.pid,
+    )
+    const owner = (taken.find((one) => one.owner !== null) ?? taken[0])?.owner ?? null
+    if (owner === null) return errorText(EADDRINUSE)
+    return `${ownerText(owner)} ${protocol === 'tcp' ? 'listens there' : 'has it'}`
+  }
+
+  close({ listeners, reservations }: Opened) {
     for (const { key, fd } of listeners) {
       native().sluice_close(fd)
       this.#byKey.delete(key)
     }
+    for (const { key, fd } of reservations) {
+      native().sluice_close(fd)
+      this.#reserved.delete(key)
+    }
   }
 
   /** Closes all the others. */
-  keep(wanted: Set<string>) {
-    this.close([...this.#byKey.values()].filter(({ key }) => !wanted.has(key)))
+  keep(listeners: Set<string>, reservations: Set<string> = new Set()) {
+    const others = <T extends Held>(held: Map<string, T>, wanted: Set<string>) =>
+      [...held.values()].filter(({ key }) => !wanted.has(key))
+    this.close({
+      listeners: others(this.#byKey, listeners),
+      reservations: others(this.#reserved, reservations),
+    })
   }
 }
+
+const turn = () => new Promise((resolve) => setImmediate(resolve))
+
+const descriptorsOf = (held: Map<string, Held>, port: number) =>
+  Int32Array.from(
+    [...held.values()].filter((one) => one.port === port),
+    ({ fd }) => fd,
+  )
+
+const rangeText = ({ address, from, to }: Listen) => `${from}-${to}${address === null ? '' : ` of ${address}`}`
 
 /** The errors a listening socket can have, in words. */
 function errorText(errno: number): string {
