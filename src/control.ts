@@ -236,7 +236,8 @@ export class Control implements Gateway {
 
     const certificates = await this.#prepareCertificates(config, next)
     const routes = await readAuthorities(next.routes.map((route) => route.user))
-    const opened = await this.#listeners.open(next.listeners)
+    await this.#listeners.checkRanges(next.routes.flatMap((route) => route.listens))
+    const opened = await this.#listeners.open(next.listeners, next.reservations)
     const previous = this.#kernel?.ruleset
     const applied = this.#applyKernel(next)
     if (required.length > 0 && applied)
@@ -263,7 +264,7 @@ export class Control implements Gateway {
     }
     const wanted = new Set(next.listeners.map((listener) => listener.key))
     await this.#supervisor.apply(workerPlan, this.#listeners.descriptors(wanted))
-    this.#listeners.keep(wanted)
+    this.#listeners.keep(wanted, new Set(next.reservations.map((reservation) => reservation.key)))
     this.#drainChanged(before, next)
   }
 
