@@ -195,6 +195,7 @@ export class Ruleset {
       }
       this.transactions++
     }
+    this.error = null
     this.#have = goal
     this.#chains = chains
     if (reshaped) await this.#learn(whole)

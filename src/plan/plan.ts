@@ -120,10 +120,11 @@ function chooseCarrier(
 
 /** Why the kernel cannot forward to these endpoints on this machine as it is; undefined when it can. */
 export function notNow(endpoints: Endpoint[], facts: Facts): string | undefined {
-  for (const { host, target } of endpoints) {
+  for (const { host, name, target } of endpoints) {
     if (host.kind === 'unix') return `target ${target} is a unix socket`
     if (host.kind === 'name') return `target ${host.name} is not resolved yet`
-    if (isLoopback(host.address)) return `target ${target} is a loopback address, which the kernel does not forward to`
+    if (isLoopback(host.address))
+      return `target ${name ?? host.address} is a loopback address, which the kernel does not forward to`
   }
   for (const family of [4, 6])
     if (new Set(endpoints.filter((one) => isFamily(one, family)).map((one) => one.port === null)).size > 1)

@@ -47,17 +47,16 @@ export class Rate {
     if (owed + oneMs > this.perMs + 1e-6) return false
     // Last used, last forgotten.
     this.#emptyAt.delete(client)
-    if (this.#emptyAt.size >= RATE_CLIENTS_MAX) this.#forget(nowMs)
+    this.#forget(nowMs)
     this.#emptyAt.set(client, nowMs + owed + oneMs)
     return true
   }
 
-  /** Those that are full again, and one more in any case. */
+  /** A few whose bucket is full again with each that comes, and the oldest where there are too many. */
   #forget(nowMs: number) {
-    const [oldest] = this.#emptyAt.keys()
-    this.#emptyAt.delete(oldest!)
+    let looks = 0
     for (const [client, emptyAt] of this.#emptyAt) {
-      if (emptyAt > nowMs) break
+      if (++looks > 4 || (emptyAt > nowMs && this.#emptyAt.size < RATE_CLIENTS_MAX)) return
       this.#emptyAt.delete(client)
     }
   }

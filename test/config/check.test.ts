@@ -141,11 +141,6 @@ describe('configuration', () => {
       'routes[1].action.preserveSourceIp',
     ],
     [
-      'H15: nftables with lists',
-      (c: any) => ((c.routes[0].action.forwardingEngine = 'nftables'), (c.routes[0].security = { maxConnections: 1 })),
-      'routes[0].action.forwardingEngine',
-    ],
-    [
       'a handler behind passthrough',
       (c: any) => (c.routes[3].action.tls = { mode: 'passthrough' }),
       'routes[3].action.tls.mode',
@@ -161,7 +156,8 @@ describe('configuration', () => {
       (c: any) => delete c.routes[2].action.tls.certificate,
       'routes[2].action.tls.certificate',
     ],
-    ['udp', (c: any) => (c.routes[0].match.protocol = 'udp'), 'routes[0].match.protocol'],
+    ['H15: udp with a name to read', (c: any) => (c.routes[1].match.protocol = 'udp'), 'routes[1].match.protocol'],
+    ['H15: udp to a handler', (c: any) => (c.routes[3].match.protocol = 'udp'), 'routes[3].match.protocol'],
   ])('H15/E14: refused: %s', (_what, change, path) => {
     const input = good()
     change(input)

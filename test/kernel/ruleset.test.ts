@@ -1,23 +1,26 @@
 // The loop that keeps the table equal to what is wanted, on a stateful fake: coalescing, no overlap, retries, drift (H2–H4, H9).
 import { describe, expect, test } from 'bun:test'
 import { Ruleset } from '../../src/kernel/ruleset.ts'
-import { programVersion, renderDifference } from '../../src/kernel/program.ts'
-import { emptyState } from '../../src/plan/kernel-state.ts'
+import { chainsOf, programVersion, renderDifference } from '../../src/kernel/program.ts'
 import type { KernelState } from '../../src/plan/types.ts'
 import { FakeNft } from './fake-nft.ts'
 
-const state = (routes: Record<string, string>): KernelState => {
-  const made = emptyState()
-  made.program!['0x00000001'] = { value: '0x51000000', comment: programVersion }
+const state = (routes: Record<string, string>, version = programVersion): KernelState => {
+  const made: KernelState = { groups: { '': { program: { '0x00000001': { value: '0x51000000', comment: version } } } } }
   let number = 0x51000001
   for (const [port, target] of Object.entries(routes)) {
     const key = `0x${(number++).toString(16)}`
-    made.routes![key] = { comment: `r${port}` }
-    made.listen![port] = { value: key }
-    made.target4![key] = { value: target }
+    made.groups[key] = {
+      routes: { [key]: { comment: `r${port}` } },
+      listen: { [`tcp . ${port}`]: { value: key } },
+      timeouts: { [key]: { value: 'jump timeout_udp_5' } },
+      target4: { [key]: { value: target } },
+    }
   }
   return made
 }
+/** Without the seal, which is a transaction of its own. */
+const changes = (nft: FakeNft) => nft.transactions.filter(([first]) => !first!.includes(' program { 0x00000002'))
 
 function setUp() {
   const nft = new FakeNft()
@@ -36,8 +39,8 @@ describe('the loop', () => {
     const { nft, ruleset } = setUp()
     await ruleset.want(state({ 80: '10.0.0.1 . 80', 81: '10.0.0.1 . 81' }))
     await ruleset.want(state({ 80: '10.0.0.1 . 80', 81: '10.0.0.2 . 81' }))
-    expect(nft.transactions.length).toBe(2)
-    expect(nft.transactions[1]).toEqual([
+    expect(changes(nft).length).toBe(2)
+    expect(changes(nft)[1]).toEqual([
       'delete element inet sluice target4 { 0x51000002 }',
       'add element inet sluice target4 { 0x51000002 : 10.0.0.2 . 81 }',
     ])
@@ -54,18 +57,18 @@ describe('the loop', () => {
     const wishes = Array.from({ length: 50 }, (_, i) => ruleset.want(state({ [1000 + i]: '10.0.0.1 . 1' })))
     gate.resolve()
     await Promise.all(wishes)
-    expect([nft.transactions.length, nft.mostConcurrent]).toEqual([2, 1])
-    expect(nft.elements('sluice', 'listen')).toEqual({ '1049': ' : 0x51000001' })
+    expect([changes(nft).length, nft.mostConcurrent]).toEqual([2, 1])
+    expect(nft.elements('sluice', 'listen')).toEqual({ 'tcp . 1049': ' : 0x51000001' })
   })
 
   test('H3: a failure is told, retried, and over when nft recovers', async () => {
     const { nft, ruleset, logs } = setUp()
     nft.failure = 'broken'
     await expect(ruleset.want(state({ 80: '10.0.0.1 . 80' }))).rejects.toThrow('broken')
-    expect([ruleset.error, ruleset.isActive('0x51000001'), logs]).toEqual(['broken', false, ['broken']])
+    expect([ruleset.error, ruleset.isActive('0x51000001', 'r80'), logs]).toEqual(['broken', false, ['broken']])
     nft.failure = null
     await ruleset.want(state({ 80: '10.0.0.1 . 80' }))
-    expect([ruleset.error, ruleset.isActive('0x51000001')]).toEqual([null, true])
+    expect([ruleset.error, ruleset.isActive('0x51000001', 'r80')]).toEqual([null, true])
   })
 
   test('H10: the table of an earlier life is adopted: only the difference is applied', async () => {
@@ -73,25 +76,26 @@ describe('the loop', () => {
     await ruleset.want(state({ 80: '10.0.0.1 . 80', 81: '10.0.0.1 . 81' }))
     const next = new Ruleset({ table: 'sluice', base: 0x51000000, nft, log: () => {} })
     const found = await next.adopt()
-    expect(found!.routes).toEqual({ '0x51000001': { comment: 'r80' }, '0x51000002': { comment: 'r81' } })
+    expect(Object.values(found!.groups).flatMap(({ routes }) => (routes ? [routes] : []))).toEqual([
+      { '0x51000001': { comment: 'r80' } },
+      { '0x51000002': { comment: 'r81' } },
+    ])
     await next.want(state({ 80: '10.0.0.1 . 80' }))
     expect(nft.transactions.at(-1)).toEqual([
-      'delete element inet sluice listen { 81 }',
+      'delete element inet sluice listen { tcp . 81 }',
       'delete element inet sluice routes { 0x51000002 }',
+      'delete element inet sluice timeouts { 0x51000002 }',
       'delete element inet sluice target4 { 0x51000002 }',
     ])
   })
 
   test('a table of another version is replaced as a whole', async () => {
     const { nft, ruleset } = setUp()
-    await ruleset.want({
-      ...state({ 80: '10.0.0.1 . 80' }),
-      program: { '0x00000001': { value: '0x51000000', comment: 'older' } },
-    })
+    await ruleset.want(state({ 80: '10.0.0.1 . 80' }, 'older'))
     const next = new Ruleset({ table: 'sluice', base: 0x51000000, nft, log: () => {} })
-    expect(Object.keys((await next.adopt())!.routes!)).toEqual(['0x51000001'])
+    expect(Object.keys((await next.adopt())!.groups)).toEqual(['0x51000001', ''])
     await next.want(state({ 80: '10.0.0.1 . 80' }))
-    expect(nft.transactions.at(-1)![0]).toContain('delete table inet sluice')
+    expect(changes(nft).at(-1)![0]).toContain('delete table inet sluice')
   })
 
   test('drift: another process changed the table; it is read, logged and repaired, ours is not even read', async () => {
@@ -105,12 +109,20 @@ describe('the loop', () => {
     expect([ruleset.drifts, logs, nft.elements('sluice', 'listen')]).toEqual([
       1,
       ['Someone removed our nft table; putting it back'],
-      { '80': ' : 0x51000001' },
+      { 'tcp . 80': ' : 0x51000001' },
     ])
     nft.tables.get('sluice')!.get('listen')!.clear()
     ruleset.notified(99)
     await ruleset.want(state({ 80: '10.0.0.1 . 80' }))
-    expect([ruleset.drifts, nft.elements('sluice', 'listen')]).toEqual([2, { '80': ' : 0x51000001' }])
+    expect([ruleset.drifts, nft.elements('sluice', 'listen')]).toEqual([2, { 'tcp . 80': ' : 0x51000001' }])
+    nft.edited.add('refuse')
+    ruleset.notified(99)
+    await ruleset.want(state({ 80: '10.0.0.1 . 80' }))
+    expect([ruleset.drifts, logs.at(-1), nft.edited.size]).toEqual([
+      3,
+      'Someone changed rules of our nft table; loading it again',
+      0,
+    ])
   })
 
   test('H10: stop removes the table, or keeps it', async () => {
@@ -136,8 +148,13 @@ describe('differences', () => {
       const ruleset = new Ruleset({ table: 'sluice', base: 0x51000000, nft, log: () => {} })
       await ruleset.want(a)
       for (const command of renderDifference('sluice', a, b)) await nft.apply([command])
-      for (const map of ['routes', 'listen', 'target4'])
-        expect(Object.keys(nft.elements('sluice', map)).toSorted()).toEqual(Object.keys(b[map]!).toSorted())
+      for (const map of ['routes', 'listen', 'target4', 'timeouts'])
+        expect(Object.keys(nft.elements('sluice', map)).toSorted()).toEqual(
+          Object.values(b.groups)
+            .flatMap((group) => Object.keys(group[map] ?? {}))
+            .toSorted(),
+        )
+      expect([...nft.chains].toSorted()).toEqual([...chainsOf(b)])
       expect(renderDifference('sluice', b, b)).toEqual([])
     }
   })

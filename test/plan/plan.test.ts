@@ -2,19 +2,20 @@
 import { describe, expect, test } from 'bun:test'
 import { check } from '../../src/config/check.ts'
 import type { Route } from '../../src/config/schema.ts'
-import { assignSlots, SLOTS } from '../../src/plan/kernel-state.ts'
-import { plan } from '../../src/plan/plan.ts'
-import type { Facts } from '../../src/plan/types.ts'
+import { emptyState } from '../../src/plan/kernel-state.ts'
+import { noFacts, plan } from '../../src/plan/plan.ts'
+import { assignSlots } from '../../src/plan/slots.ts'
+import type { Facts, KernelElement, KernelState } from '../../src/plan/types.ts'
 
-const facts = (more: Partial<Facts> = {}): Facts => ({
-  kernelUnusable: null,
-  numbers: {},
-  numbersInUse: [],
-  resolved: {},
-  markBase: 0x51000000,
-  programVersion: 'test',
-  ...more,
-})
+const facts = (more: Partial<Facts> = {}): Facts => ({ ...noFacts(0x51000000, 'test'), ...more })
+
+/** The elements of all groups, by set or map. */
+function maps(state: KernelState): Record<string, Record<string, KernelElement>> {
+  const out: Record<string, Record<string, KernelElement>> = {}
+  for (const group of Object.values(state.groups))
+    for (const [map, elements] of Object.entries(group)) out[map] = { ...out[map], ...elements }
+  return out
+}
 const forward = (
   name: string,
   ports: Route['match']['ports'],
@@ -29,8 +30,8 @@ const forward = (
     ...more,
   }) as Route
 
-function made(routes: Route[], more: Partial<Facts> = {}) {
-  const checked = check({ routes })
+function made(routes: Route[], more: Partial<Facts> = {}, config: object = {}) {
+  const checked = check({ routes, ...config })
   if (!checked.ok) throw new Error(JSON.stringify(checked.problems))
   return plan(checked.config, facts(more))
 }
@@ -91,12 +92,7 @@ describe('H1/H15: the carrier follows from what the route needs', () => {
       { resolved: { 'db.test': ['10.0.0.9'] } },
       'kernel: nothing has to be read',
     ],
-    [
-      'lists',
-      forward('a', 80, {}, { security: { ipBlockList: ['10.0.0.1'] } }),
-      {},
-      'user: its lists and limits are enforced in user space',
-    ],
+    ['lists', forward('a', 80, {}, { security: { ipBlockList: ['10.0.0.1'] } }), {}, 'kernel: nothing has to be read'],
     ['no nft', forward('a', 80), { kernelUnusable: 'nft is not installed' }, 'user: nft is not installed'],
     [
       'handler',
@@ -135,11 +131,12 @@ describe('H1/H15: the carrier follows from what the route needs', () => {
 describe('H4: elements', () => {
   test('one listener, one target: whole state', () => {
     const { kernel } = made([forward('web', 8400)])
-    expect(Object.fromEntries(Object.entries(kernel).filter(([, elements]) => Object.keys(elements).length))).toEqual({
+    expect(maps(kernel)).toEqual({
       routes: { '0x51000001': { comment: 'web' } },
       program: { '0x00000001': { value: '0x51000000', comment: 'test' } },
-      listen: { '8400': { value: '0x51000001' } },
+      listen: { 'tcp . 8400': { value: '0x51000001' } },
       target4: { '0x51000001': { value: '10.0.0.5 . 80' } },
+      timeouts: { '0x51000001': { value: 'jump timeout_tcp_15840_65_70' } },
     })
   })
 
@@ -149,10 +146,11 @@ describe('H4: elements', () => {
       forward('one', 8005, { targets: [{ host: '10.0.0.6', port: 1 }] }),
       { name: 'hand', match: { ports: 8007 }, action: { type: 'socket-handler', handler: 'x' } } as Route,
     ])
-    expect(Object.entries(kernel.listen!).map(([ports, element]) => `${ports} ${element.value}`)).toEqual(
-      expect.arrayContaining(['8000-8004 0x51000001', '8005 0x51000002', '8006 0x51000001', '8008-8010 0x51000001']),
-    )
-    expect(Object.keys(kernel.listen!)).toHaveLength(4)
+    const { listen, listen_range } = maps(kernel)
+    expect([listen, listen_range]).toEqual([
+      { 'tcp . 8005': { value: '0x51000002' }, 'tcp . 8006': { value: '0x51000001' } },
+      { 'tcp . 8000-8004': { value: '0x51000001' }, 'tcp . 8008-8010': { value: '0x51000001' } },
+    ])
   })
 
   test('E1: an address of its own in user space does not fall through to a kernel route on all addresses', () => {
@@ -164,13 +162,17 @@ describe('H4: elements', () => {
         action: { type: 'socket-handler', handler: 'x' },
       } as Route,
     ])
-    expect(kernel.listen4).toEqual({ '10.0.0.1 . 80': { value: '0x51000000' } })
-    expect(kernel.listen).toEqual({ '80': { value: '0x51000001' } })
+    const { listen, listen4, divert } = maps(kernel)
+    expect([listen4, listen, divert]).toEqual([
+      { '10.0.0.1 . tcp . 80': { value: '0x51000000' } },
+      { 'tcp . 80': { value: '0x51000001' } },
+      { '0x51000000': { value: 'goto user_space' } },
+    ])
   })
 
   test('E6/H12: families and kept ports go to maps of their own', () => {
     const { kernel } = made([
-      forward('a', 80, {
+      forward('a', [{ from: 80, to: 81 }], {
         targets: [
           { host: '10.0.0.5', port: 'preserve' },
           { host: '2001:db8::5', port: 8 },
@@ -178,7 +180,8 @@ describe('H4: elements', () => {
         preserveSourceIp: true,
       }),
     ])
-    expect([kernel.keep4, kernel.target6, kernel.preserve]).toEqual([
+    const { keep4, target6, preserve } = maps(kernel)
+    expect([keep4, target6, preserve]).toEqual([
       { '0x51000001': { value: '10.0.0.5' } },
       { '0x51000001': { value: '2001:db8::5 . 8' } },
       { '0x51000001': {} },
@@ -195,14 +198,16 @@ describe('H4: elements', () => {
         ],
       }),
     ])
-    const counts = Map.groupBy(Object.values(kernel.slot4!), (element) => element.value)
+    const { slot4, balance } = maps(kernel)
+    const counts = Map.groupBy(Object.values(slot4!), (element) => element.value)
     expect([...counts].map(([target, slots]) => [target, slots.length])).toEqual([
-      ['10.0.0.1 . 1', 192],
-      ['10.0.0.2 . 1', 64],
+      ['10.0.0.1 . 1', 12],
+      ['10.0.0.2 . 1', 4],
     ])
+    expect(balance).toEqual({ '0x51000001': { value: 'goto turn_1_16_0' } })
   })
 
-  test('source-hash fills the hash maps', () => {
+  test('E7: source-hash chooses the slot by the client', () => {
     const { kernel } = made([
       forward('a', 80, {
         balance: 'source-hash',
@@ -212,7 +217,7 @@ describe('H4: elements', () => {
         ],
       }),
     ])
-    expect(Object.keys(kernel.hash4!)).toHaveLength(SLOTS)
+    expect(maps(kernel).balance).toEqual({ '0x51000001': { value: 'goto hash_16_0' } })
   })
 })
 
@@ -250,15 +255,211 @@ describe('listeners', () => {
     expect(made([forward('r', [{ from: 1000, to: 1256 }])]).listeners).toEqual([]))
 })
 
-test('slots: shares by largest remainder, every slot given, neighbours differ', () => {
-  for (let round = 0; round < 200; round++) {
-    const weights = Array.from({ length: 2 + Math.floor(Math.random() * 20) }, () => 1 + Math.floor(Math.random() * 50))
-    const slots = assignSlots(weights)
-    expect(slots).toHaveLength(SLOTS)
-    const total = weights.reduce((sum, weight) => sum + weight, 0)
-    weights.forEach((weight, i) =>
-      expect(Math.abs(slots.filter((slot) => slot === i).length - (weight / total) * SLOTS)).toBeLessThan(1),
+describe('slot tables', () => {
+  const shares = (weights: number[]) => weights.map((weight, i) => ({ value: `t${i}`, weight }))
+  const random = (n: number) => Math.floor(Math.random() * n)
+  const count = (slots: string[], value: string) => slots.filter((slot) => slot === value).length
+
+  test('E7: a power of two, and every weight within 5 %', () => {
+    for (let round = 0; round < 300; round++) {
+      const weights = Array.from({ length: 2 + random(8) }, () => 1 + random(10))
+      const slots = assignSlots(shares(weights))
+      expect(Math.log2(slots.length) % 1).toBe(0)
+      const total = weights.reduce((sum, weight) => sum + weight, 0)
+      weights.forEach((weight, i) => {
+        const exact = (weight / total) * slots.length
+        expect(Math.abs(count(slots, `t${i}`) - exact)).toBeLessThanOrEqual(exact * 0.05)
+      })
+    }
+  })
+
+  test('E7: turns: neighbours differ', () =>
+    expect(assignSlots(shares([1, 1])).slice(0, 4)).toEqual(['t0', 't1', 't0', 't1']))
+
+  test('E7: a change of targets moves at most 1.2 times the ideal share, through a whole history of changes', () => {
+    let [moved, ideal] = [0, 0]
+    for (let round = 0; round < 100; round++) {
+      const present = new Map(Array.from({ length: 3 + random(6) }, (_, i) => [`t${i}`, 1]))
+      let slots = assignSlots([...present].map(([value, weight]) => ({ value, weight })))
+      for (let step = 0; step < 6; step++) {
+        const before = new Map(present)
+        if (random(2) === 0 && present.size > 2) present.delete([...present.keys()][random(present.size)]!)
+        else present.set(`n${round}-${step}`, 1)
+        const next = assignSlots(
+          [...present].map(([value, weight]) => ({ value, weight })),
+          slots,
+        )
+        const same = next.filter((value, slot) => value === slots[slot % slots.length]).length
+        // The share of connections that cannot stay: of targets that are gone, or that now have less.
+        const share = (of: Map<string, number>, value: string) => (of.get(value) ?? 0) / of.size
+        const gone = [...before.keys()].reduce((sum, v) => sum + Math.max(0, share(before, v) - share(present, v)), 0)
+        moved += 1 - same / next.length
+        ideal += gone
+        slots = next
+      }
+    }
+    expect(moved / ideal).toBeLessThanOrEqual(1.2)
+  })
+
+  test('E7: source-hash: a target that goes moves nobody but its own clients', () => {
+    const before = assignSlots(shares([1, 1, 1, 1]))
+    const after = assignSlots(shares([1, 1, 1]), before)
+    const slotOf = (slots: string[], hash: number) => slots[hash % slots.length]!
+    for (let hash = 0; hash < 4096; hash++)
+      if (slotOf(before, hash) !== 't3') expect(slotOf(after, hash)).toBe(slotOf(before, hash))
+  })
+
+  test('E7: the table in the kernel is kept: a plan moves only what it must', () => {
+    const route = (hosts: string[]) => forward('a', 80, { targets: hosts.map((host) => ({ host, port: 1 })) })
+    const three = made([route(['10.0.0.1', '10.0.0.2', '10.0.0.3'])]).kernel
+    const four = made([route(['10.0.0.4', '10.0.0.3', '10.0.0.2', '10.0.0.1'])], {
+      before: three,
+      numbers: { a: 1 },
+    }).kernel
+    const [before, after] = [maps(three).slot4!, maps(four).slot4!]
+    const moved = Object.keys(after).filter((slot) => after[slot]!.value !== before[slot]!.value)
+    expect(moved.every((slot) => after[slot]!.value === '10.0.0.4 . 1')).toBe(true)
+    expect(moved.length).toBe(Object.keys(after).length / 4)
+  })
+})
+
+describe('lists and limits', () => {
+  test('H13/I1: networks become intervals without overlaps, block and allow apart, both families', () => {
+    const { kernel } = made([
+      forward(
+        'a',
+        80,
+        {},
+        {
+          security: {
+            ipAllowList: ['10.0.0.0/8', '10.1.*', '::ffff:192.0.2.1', '2001:db8::/32'],
+            ipBlockList: ['10.0.0.7'],
+          },
+        },
+      ),
+    ])
+    const { allow4, allow6, allowed, block4, gate } = maps(kernel)
+    expect({ allow4, allow6, allowed, block4, gate }).toEqual({
+      allow4: { '0x51000001 . 10.0.0.0-10.255.255.255': {}, '0x51000001 . 192.0.2.1': {} },
+      allow6: { '0x51000001 . 2001:db8::-2001:db8:ffff:ffff:ffff:ffff:ffff:ffff': {} },
+      allowed: { '0x51000001': {} },
+      block4: { '0x51000001 . 10.0.0.7': {} },
+      gate: { '0x51000001': { value: 'jump limits' } },
+    })
+  })
+
+  test('H14/I5: limits of a route in user space are in the kernel too, and its connections go to user space', () => {
+    const { kernel } = made([
+      {
+        name: 'hand',
+        match: { ports: 80 },
+        action: { type: 'socket-handler', handler: 'x' },
+        security: { maxConnections: 5, maxConnectionsPerIp: 2, connectionRatePerIp: '3/minute' },
+      } as Route,
+    ])
+    const { max, client_max, client_rate, gate, divert, listen } = maps(kernel)
+    expect({ max, client_max, client_rate, gate, divert, listen }).toEqual({
+      max: { '0x51000001': { over: 5 } },
+      client_max: { '0x51000001': { value: 'jump client_max_2' } },
+      client_rate: { '0x51000001': { value: 'jump client_rate_3_minute' } },
+      gate: { '0x51000001': { value: 'jump limits' } },
+      divert: { '0x51000001': { value: 'goto user_space' } },
+      listen: { 'tcp . 80': { value: '0x51000001' } },
+    })
+  })
+
+  test('I5: global limits see every port, also those whose route only user space can tell', () => {
+    const { kernel } = made(
+      [forward('plain', 80), forward('named', 443, { tls: { mode: 'passthrough' } }, {}, { domains: 'a.test' })],
+      {},
+      { limits: { maxConnections: 9, connectionRatePerIp: '5/second' } },
     )
-  }
-  expect(assignSlots([1, 1]).slice(0, 4)).toEqual([0, 1, 0, 1])
+    const { max_all, client_rate_all, gate, listen, divert } = maps(kernel)
+    expect({ max_all, client_rate_all, gate, listen, divert }).toEqual({
+      max_all: { '0x51000000': { over: 9 } },
+      client_rate_all: { '0x51000000': { value: 'jump client_rate_all_5_second' } },
+      gate: { '0x51000000': { value: 'jump limits' }, '0x51000001': { value: 'jump limits' } },
+      listen: { 'tcp . 80': { value: '0x51000001' }, 'tcp . 443': { value: '0x51000000' } },
+      divert: { '0x51000000': { value: 'goto user_space' } },
+    })
+  })
+
+  test('nothing for the kernel to do: nothing but the program', () =>
+    expect(made([forward('a', 80)], { kernelUnusable: 'no' }).kernel.groups).toEqual({
+      '': { program: { '0x00000001': { value: '0x51000000', comment: 'test' } } },
+    }))
+})
+
+describe('targets that are down, drained or not there', () => {
+  const two = forward('a', 80, {
+    targets: [
+      { host: '10.0.0.1', port: 1 },
+      { host: '10.0.0.2', port: 1 },
+    ],
+  })
+  test('E7: one that is down has no slots, one that is left needs none', () =>
+    expect(maps(made([two], { unusable: { a: { '10.0.0.1:1': 'down' } } }).kernel).target4).toEqual({
+      '0x51000001': { value: '10.0.0.2 . 1' },
+    }))
+  test('when none is left, or the route is drained, connections are refused and user space knows', () => {
+    const none = made([two], { unusable: { a: { '10.0.0.1:1': 'down', '10.0.0.2:1': 'drained' } } })
+    expect(maps(none.kernel).divert).toEqual({ '0x51000001': { value: 'goto refuse_no_target' } })
+    expect(
+      (none.routes[0]!.user.action as { targets: { weight: number }[] }).targets.map(({ weight }) => weight),
+    ).toEqual([0, 0])
+    const draining = made([two], { draining: { a: true } })
+    expect(maps(draining.kernel).divert).toEqual({ '0x51000001': { value: 'goto refuse_draining' } })
+    expect(draining.routes[0]!.user.draining).toBe(true)
+  })
+  test('E6: a name shares its weight among its addresses', () =>
+    expect(
+      made([forward('a', 80, { targets: [{ host: 'db.test', port: 5 }] })], {
+        resolved: { 'db.test': ['10.0.0.8', '10.0.0.9'] },
+      }).routes[0]!.endpoints,
+    ).toMatchObject([
+      { key: '10.0.0.8:5', target: 'db.test:5', name: 'db.test', weight: 0.5 },
+      { key: '10.0.0.9:5', target: 'db.test:5', name: 'db.test', weight: 0.5 },
+    ]))
+})
+
+describe('UDP', () => {
+  test('H12: is carried by the kernel, its port held by a socket, beside TCP of the same port', () => {
+    const { kernel, reservations, listeners } = made([forward('t', 53), forward('u', 53, {}, {}, { protocol: 'udp' })])
+    expect([reservations.map(({ key }) => key), listeners.map(({ routes }) => routes)]).toEqual([['[::]:53'], [['t']]])
+    const { listen, timeouts } = maps(kernel)
+    expect([listen, timeouts!['0x51000002']]).toEqual([
+      { 'tcp . 53': { value: '0x51000001' }, 'udp . 53': { value: '0x51000002' } },
+      { value: 'jump timeout_udp_180' },
+    ])
+  })
+  test('H15: what needs user space is refused by name', () => {
+    const checked = check({
+      routes: [
+        forward(
+          'a',
+          53,
+          { targets: [{ host: '127.0.0.1', port: 53 }] },
+          {},
+          { protocol: 'udp', addresses: ['127.0.0.1'] },
+        ),
+        forward('b', 54, { tls: { mode: 'passthrough' } }, {}, { protocol: 'udp', domains: 'a.test' }),
+      ],
+    })
+    expect(checked.ok ? [] : checked.problems.map(({ path }) => path)).toEqual([
+      'routes[0].action.targets[0].host',
+      'routes[0].match.addresses[0]',
+      'routes[1].match.protocol',
+    ])
+  })
+})
+
+test('a plan that changes one route leaves the groups of the others the same objects', () => {
+  const one = made([forward('a', 80), forward('b', 81)])
+  const two = made([forward('a', 80), forward('b', 81, { targets: [{ host: '10.0.0.9', port: 1 }] })], {
+    before: one.kernel,
+    numbers: { a: 1, b: 2 },
+  })
+  expect(two.kernel.groups['0x51000001']).toBe(one.kernel.groups['0x51000001']!)
+  expect(two.kernel.groups['0x51000002']).not.toBe(one.kernel.groups['0x51000002']!)
+  expect(emptyState().groups).toEqual({})
 })
