@@ -236,7 +236,7 @@ export class Control implements Gateway {
 
     const certificates = await this.#prepareCertificates(config, next)
     const routes = await readAuthorities(next.routes.map((route) => route.user))
-    await this.#listeners.checkRanges(next.routes.flatMap((route) => route.listens))
+    await this.#listeners.checkRanges(listensOf(next), listensOf(before))
     const opened = await this.#listeners.open(next.listeners, next.reservations)
     const previous = this.#kernel?.ruleset
     const applied = this.#applyKernel(next)
@@ -535,4 +535,5 @@ export class Control implements Gateway {
 
 const NOTHING = { opened: [], changed: [], settled: [] }
 const protocolIn = (route: PlannedRoute) => route.listens[0]!.protocol
+const listensOf = (plan: Plan) => plan.routes.flatMap((route) => route.listens)
 const numbersOf = (plan: Plan) => Object.fromEntries(plan.routes.map((route) => [route.name, route.number]))

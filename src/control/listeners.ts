@@ -88,20 +88,23 @@ export class Listeners {
   }
 
   /** Ranges with too many ports for a socket each: nothing is opened for them, so nobody but us would notice that another
-   *  program has a port there. Throws an error that names it. */
-  async checkRanges(listens: Listen[]): Promise<void> {
+   *  program has a port there. Throws an error that names it. Ranges that are `taken` already are ours: a resolver's
+   *  short-lived socket in one of them stops no later change. */
+  async checkRanges(listens: Listen[], taken: Listen[]): Promise<void> {
+    const before = new Set(taken.map(rangeKey))
+    const added = listens.filter((one) => one.to - one.from >= TWIN_PORTS_MAX && !before.has(rangeKey(one)))
     for (const protocol of ['tcp', 'udp'] as const) {
-      const ranges = listens.filter((one) => one.protocol === protocol && one.to - one.from >= TWIN_PORTS_MAX)
+      const ranges = added.filter((one) => one.protocol === protocol)
       if (ranges.length === 0) continue
       const sockets = (await readBoundSockets(protocol)).filter((socket) => !this.#isOurs(socket))
       for (const range of ranges) {
-        const taken = await withOwners(
+        const others = await withOwners(
           sockets.filter((socket) => overlapsInKernel(socket, range)),
           process.pid,
         )
-        if (taken.length > 0)
+        if (others.length > 0)
           throw new GatewayError(
-            `Cannot take the ${protocol.toUpperCase()} ports ${rangeText(range)}: ${takenText(taken)}`,
+            `Cannot take the ${protocol.toUpperCase()} ports ${rangeText(range)}: ${takenText(others)}`,
           )
       }
     }
@@ -189,6 +192,7 @@ const descriptorsOf = (held: Map<string, Held>, port: number) =>
     ({ fd }) => fd,
   )
 
+const rangeKey = ({ protocol, address, from, to }: Listen) => `${protocol} ${address} ${from} ${to}`
 const rangeText = ({ address, from, to }: Listen) => `${from}-${to}${address === null ? '' : ` of ${address}`}`
 
 /** The errors a listening socket can have, in words. */
