@@ -19,7 +19,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check build bench clean
+.PHONY: help run test test-vm check build bench clean
 
 help:
 	@echo 'sluice: user space decides, the kernel carries.'
@@ -33,6 +33,9 @@ run: ## run the gateway: a demonstration, or your own with CONFIG=path (root)
 
 test: node_modules/.ready ## run all tests; ONLY=text runs the files whose path contains it
 	@exec $(BUN) src/provision/test.ts $(ONLY)
+
+test-vm: build/packages/vm build/libsluice.so ## run the kernel tests on Debian's own kernel, emulated; ONLY=text as above
+	@exec $(BUN) src/provision/vm.ts $(ONLY)
 
 check: node_modules/.ready ## check format, types and architecture
 	$(BUN) fmt --check src test package.json tsconfig.json

@@ -1,4 +1,4 @@
-// Puts a set of Debian packages on this machine: `bun src/provision/install.ts build|run|test|bench`. Nothing to do is
+// Puts a set of Debian packages on this machine: `bun src/provision/install.ts build|run|test|bench|vm`. Nothing to do is
 // done silently; an ordinary user is told the one command root has to run.
 import { installPackages } from './apt.ts'
 import { aptCommand, isPackageSet, missingOf, type PackageSet, packagesOf } from './packages.ts'
@@ -14,7 +14,7 @@ export async function provide(set: PackageSet): Promise<string[]> {
 if (import.meta.main) {
   const set = process.argv[2]
   if (!isPackageSet(set)) {
-    console.error('usage: bun src/provision/install.ts build|run|test|bench')
+    console.error('usage: bun src/provision/install.ts build|run|test|bench|vm')
     process.exit(2)
   }
   const missing = await provide(set).catch((error: Error) => {

@@ -1,7 +1,7 @@
 // Which Debian packages each purpose needs, and which of them this machine lacks. A set contains the sets it names.
 import { $ } from 'zx'
 
-export type PackageSet = 'build' | 'run' | 'test' | 'bench'
+export type PackageSet = 'build' | 'run' | 'test' | 'bench' | 'vm'
 
 const sets: Record<PackageSet, { contains: PackageSet[]; packages: string[] }> = {
   /** The compiler and what native/ is linked with. */
@@ -16,6 +16,8 @@ const sets: Record<PackageSet, { contains: PackageSet[]; packages: string[] }> =
     contains: ['run'],
     packages: ['haproxy', 'nginx', 'libnginx-mod-stream', 'netcat-openbsd', 'strace'],
   },
+  /** An emulated machine for another kernel, and what takes that kernel out of its package. */
+  vm: { contains: ['test'], packages: ['qemu-system-x86', 'kmod', 'busybox-static', 'tar'] },
   bench: { contains: ['run'], packages: ['haproxy', 'nginx', 'libnginx-mod-stream', 'iperf3', 'wrk'] },
 }
 

@@ -12,6 +12,10 @@ import { closingLine, parseJunit, type Results, skipsByReason } from './results.
 
 /** No sane test file needs this long; one that hangs is killed and counted as failed. */
 const FILE_MS_MAX = 300_000
+/** Bun's own limit for a test that names none. */
+const TEST_MS_MAX = 5_000
+/** How much longer everything may take on an emulated machine (src/provision/vm.ts). */
+const slowness = Number(process.env.SLUICE_TEST_SLOW ?? 1)
 
 const bun = process.execPath
 const INSIDE = [bun, 'test/netns/inside.ts']
@@ -62,11 +66,12 @@ process.exit(executed > 0 && total.failed.length === 0 ? 0 : 1)
 
 async function runFile(path: string): Promise<void> {
   const report = join(reports, `${path.replaceAll('/', '-')}.xml`)
-  const command = [bun, 'test', `./${path}`, '--reporter=junit', `--reporter-outfile=${report}`]
+  const limit = `--timeout=${TEST_MS_MAX * slowness}`
+  const command = [bun, 'test', limit, `./${path}`, '--reporter=junit', `--reporter-outfile=${report}`]
   running = $({
     stdio: ['ignore', 'inherit', 'inherit'],
     nothrow: true,
-    timeout: FILE_MS_MAX,
+    timeout: FILE_MS_MAX * slowness,
     timeoutSignal: 'SIGKILL',
   })`${needsKernel(path) ? [...INSIDE, ...command] : command}`
   const { exitCode, signal } = await running
