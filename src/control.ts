@@ -163,6 +163,7 @@ export class Control implements Gateway {
         table: this.#config.kernel?.table ?? 'sluice',
         base: this.#facts.markBase,
         sysctlMemory: join(this.#stateDir, 'sysctl.json'),
+        sealMemory: join(this.#stateDir, 'rules.seal'),
         log: this.log,
         flowOpened: (route) => this.table.flowOpened(route),
         flowSettled: (record) => this.table.settled(record),

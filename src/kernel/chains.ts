@@ -1,14 +1,13 @@
 // The small chains that verdicts of the static program jump to, one for each different number that nft wants inside a rule.
 // Everything about a chain is in its name, so a name is all that a plan, a listing or a comparison needs. Pure.
 
-/** Commands that make the chain, whether or not it is there; null when the name is none of ours. */
+/** Commands that make the chain where there is none; null when the name is none of ours. */
 export function makeChain(table: string, name: string): string[] | null {
   const rules = rulesOf(name)
   if (!rules) return null
   return [
     ...(rules.object ? [`add ct timeout inet ${table} ${objectOf(name)} { ${rules.object} }`] : []),
     `add chain inet ${table} ${name}`,
-    `flush chain inet ${table} ${name}`,
     ...rules.rules.map((rule) => `add rule inet ${table} ${name} ${rule}`),
   ]
 }

@@ -1,5 +1,7 @@
 // The kernel plane's front door: the table that follows the plan, the flows that follow the kernel, and what an operator
 // does to one of them.
+import { mkdir, readFile, writeFile } from 'node:fs/promises'
+import { dirname } from 'node:path'
 import { FlowTable } from '../connections/flows.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
@@ -29,6 +31,8 @@ export interface KernelOptions {
   base: number
   /** File that remembers the settings from before us. */
   sysctlMemory: string
+  /** File that remembers what our rules look like in the kernel. */
+  sealMemory: string
   log: Log
   flowOpened(route: string): void
   flowSettled(record: ConnectionRecord): void
@@ -86,6 +90,13 @@ export class KernelPlane {
       table: options.table,
       base: options.base,
       nft,
+      seal: {
+        read: () => readFile(options.sealMemory, 'utf8').catch(() => null),
+        write: async (seal) => {
+          await mkdir(dirname(options.sealMemory), { recursive: true })
+          await writeFile(options.sealMemory, seal)
+        },
+      },
       log: options.log,
     })
     this.refusals = new Refusals(

@@ -156,8 +156,6 @@ export interface Listed {
   state: KernelState
   /** Version of the program that made the table; null when it is none of ours. */
   version: string | null
-  /** What `shape` was when the program had just been loaded (see SEAL_KEY); null when nobody has noted it. */
-  seal: string | null
   chains: string[]
   shape: Shape
 }
@@ -165,13 +163,7 @@ export interface Listed {
 /** Digests of what the static program and the generated chains consist of, by name: anyone's edit of a rule changes one. */
 export type Shape = Record<string, string>
 
-/** Key of the map "program" whose comment is the digest of the static part as the kernel lists it. */
-const SEAL_KEY = 2
-
-export const renderSeal = (table: string, base: number, shape: Shape) =>
-  `add element inet ${table} program { ${hex(SEAL_KEY)} comment "${sealOf(shape)}" : ${hex(base)} }`
-
-/** One digest of everything that the static program makes. */
+/** One digest of everything that the static program makes: the same for a version of it and of nft. */
 export const sealOf = (shape: Shape): string =>
   digest(
     Object.entries(shape)
@@ -185,7 +177,7 @@ const digest = (value: unknown) => Bun.hash(JSON.stringify(value)).toString(16)
 export function parseListing(listing: unknown[], base: number): Listed {
   const state = emptyState()
   const common = hex(base)
-  const found: Listed = { state, version: null, seal: null, chains: [], shape: {} }
+  const found: Listed = { state, version: null, chains: [], shape: {} }
   const rules = new Map<string, unknown[]>()
   for (const item of listing as ListedItem[]) {
     const set = item.map ?? item.set
@@ -228,10 +220,6 @@ function readElement(map: string, key: Json, value: Json | undefined, common: st
   if (value !== undefined) element.value = isListener(map) || map === 'program' ? hex(Number(value)) : spell(value)
   if (comment !== undefined) element.comment = comment
   if (over !== undefined) element.over = over
-  if (map === 'program' && text === hex(SEAL_KEY)) {
-    found.seal = comment ?? null
-    return
-  }
   const owner = isListener(map) ? element.value! : first
   const group = map === 'program' || owner === common ? COMMON : owner
   ;((found.state.groups[group] ??= {})[map] ??= {})[text] = element

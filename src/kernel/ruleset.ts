@@ -12,7 +12,6 @@ import {
   renderAll,
   renderDifference,
   renderRemoval,
-  renderSeal,
   sealOf,
   type Listed,
   type Shape,
@@ -27,6 +26,8 @@ export interface RulesetOptions {
   table: string
   base: number
   nft: Nft
+  /** Remembers, beyond this process, what the kernel made of the static rules (program.ts sealOf). */
+  seal: { read(): Promise<string | null>; write(seal: string): Promise<void> }
   log(level: 'info' | 'warn', message: string, fields?: Record<string, unknown>): void
 }
 
@@ -59,7 +60,7 @@ export class Ruleset {
     if (!listing) return null
     const found = parseListing(listing, this.options.base)
     // A table of another version, or whose rules were edited, still tells its route numbers; it is replaced by the first round.
-    if (found.version === programVersion && found.seal === sealOf(found.shape)) this.#take(found)
+    if (found.version === programVersion && (await this.options.seal.read()) === sealOf(found.shape)) this.#take(found)
     return found.state
   }
 
@@ -201,13 +202,12 @@ export class Ruleset {
     if (reshaped) await this.#learn(whole)
   }
 
-  /** Notes what the kernel made of the rules just written; the seal in the table tells the next life of the program. */
-  async #learn(seal: boolean) {
-    const { table, base, nft } = this.options
-    const listing = await nft.list(table, 'rules')
+  /** Notes what the kernel made of the rules just written; the seal tells the next life of the program. */
+  async #learn(whole: boolean) {
+    const listing = await this.options.nft.list(this.options.table, 'rules')
     if (!listing) return
-    this.#shape = parseListing(listing, base).shape
-    if (seal) await nft.apply([renderSeal(table, base, this.#shape)], (pid) => this.#own(pid))
+    this.#shape = parseListing(listing, this.options.base).shape
+    if (whole) await this.options.seal.write(sealOf(this.#shape))
   }
 
   #own(pid: number) {

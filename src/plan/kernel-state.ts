@@ -115,11 +115,38 @@ function routeGroup(route: PlannedRoute, everyone: boolean, facts: Facts): Group
     group.put('divert', key, { value: `goto ${diverted}` })
     return group
   }
+  addForwarding(group, key, route, facts)
+  return group
+}
+
+function addForwarding(group: Group, key: string, route: PlannedRoute, facts: Facts) {
   group.put('timeouts', key, { value: `jump ${timeoutChain(route)}` })
   if (route.preserveSourceIp) group.put('preserve', key)
   const before = facts.before.groups[key]
   for (const family of [4, 6] as const) addTargets(group, key, family, route, before)
-  return group
+}
+
+/** Where its connections go: everything of a group that follows from the route's endpoints. */
+const FORWARDING: readonly string[] = [
+  'divert', 'timeouts', 'preserve', 'target4', 'target6', 'keep4', 'keep6', 'balance',
+  'slot4', 'slot6', 'slot_udp4', 'slot_udp6', 'slot_keep4', 'slot_keep6',
+] // prettier-ignore
+
+/** The state with other endpoints for some of its routes: targets came, went, or changed their share. */
+export function withEndpoints(state: KernelState, routes: PlannedRoute[], facts: Facts): KernelState {
+  const groups = { ...state.groups }
+  for (const route of routes) {
+    const key = mark(facts.markBase, route.number)
+    const old = groups[key]
+    if (!old) continue
+    const group = new Group()
+    for (const map in old) if (!FORWARDING.includes(map)) group.maps[map] = old[map]!
+    const diverted = divertOf(route)
+    if (diverted) group.put('divert', key, { value: `goto ${diverted}` })
+    else addForwarding(group, key, route, facts)
+    if (!sameGroup(old, group.maps)) groups[key] = group.maps
+  }
+  return { groups }
 }
 
 /** Where connections of the route go instead of to a target. */

@@ -4,7 +4,7 @@ import { familyOf, isLoopback } from '../base/addresses.ts'
 import { parseDuration, parseRate } from '../base/units.ts'
 import { neverKernel } from '../config/check.ts'
 import type { Config, Route, Timeouts } from '../config/schema.ts'
-import { emptyState, kernelState } from './kernel-state.ts'
+import { emptyState, kernelState, withEndpoints } from './kernel-state.ts'
 import { endpointsOf } from './endpoints.ts'
 import { listeners, listensOf, needsPeek, protocolOf, reservations, TWIN_PORTS_MAX } from './listeners.ts'
 import { ownership, type Ownership } from './ports.ts'
@@ -61,6 +61,22 @@ export function plan(config: Config, facts: Facts): Plan {
     reservations: reservations(enabled),
     kernel: kernelState(routes, config, facts, owned),
   }
+}
+
+/** The plan with the endpoints of some routes as the facts have them now: who carries what stays as it is. */
+export function retarget(plan: Plan, config: Config, facts: Facts, names: ReadonlySet<string>): Plan {
+  const configured = new Map(config.routes.filter(({ name }) => names.has(name)).map((route) => [route.name, route]))
+  const changed: PlannedRoute[] = []
+  const routes = plan.routes.map((route) => {
+    const source = configured.get(route.name)
+    if (!source) return route
+    const endpoints = endpointsOf(source, onlyPort(source), facts)
+    const user = { ...route.user, draining: facts.draining[route.name] === true, action: userAction(source, endpoints) }
+    const next = { ...route, endpoints, user }
+    changed.push(next)
+    return next
+  })
+  return { ...plan, routes, kernel: withEndpoints(plan.kernel, changed, facts) }
 }
 
 /** The port of a route that listens on a single one. */

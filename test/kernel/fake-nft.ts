@@ -88,7 +88,7 @@ const split = (command: string) => (command.startsWith('add table') ? [command] 
 
 function runChain(chains: Set<string>, command: string): boolean {
   const [verb, what, , , name] = command.split(' ')
-  if (what === 'ct' || what === 'rule' || verb === 'flush') return true
+  if (what === 'ct' || what === 'rule') return true
   if (what !== 'chain') return false
   if (verb === 'add') chains.add(name!)
   else if (!chains.delete(name!)) throw new NftError(`no chain ${name}`)

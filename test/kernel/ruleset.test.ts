@@ -19,19 +19,26 @@ const state = (routes: Record<string, string>, version = programVersion): Kernel
   }
   return made
 }
-/** Without the seal, which is a transaction of its own. */
-const changes = (nft: FakeNft) => nft.transactions.filter(([first]) => !first!.includes(' program { 0x00000002'))
+const memory = () => {
+  let kept: string | null = null
+  return {
+    read: async () => kept,
+    write: async (seal: string) => void (kept = seal),
+  }
+}
 
 function setUp() {
   const nft = new FakeNft()
   const logs: string[] = []
+  const seal = memory()
   const ruleset = new Ruleset({
     table: 'sluice',
     base: 0x51000000,
     nft,
+    seal,
     log: (_level, message) => logs.push(message),
   })
-  return { nft, logs, ruleset }
+  return { nft, logs, ruleset, seal }
 }
 
 describe('the loop', () => {
@@ -39,8 +46,8 @@ describe('the loop', () => {
     const { nft, ruleset } = setUp()
     await ruleset.want(state({ 80: '10.0.0.1 . 80', 81: '10.0.0.1 . 81' }))
     await ruleset.want(state({ 80: '10.0.0.1 . 80', 81: '10.0.0.2 . 81' }))
-    expect(changes(nft).length).toBe(2)
-    expect(changes(nft)[1]).toEqual([
+    expect(nft.transactions.length).toBe(2)
+    expect(nft.transactions[1]).toEqual([
       'delete element inet sluice target4 { 0x51000002 }',
       'add element inet sluice target4 { 0x51000002 : 10.0.0.2 . 81 }',
     ])
@@ -57,7 +64,7 @@ describe('the loop', () => {
     const wishes = Array.from({ length: 50 }, (_, i) => ruleset.want(state({ [1000 + i]: '10.0.0.1 . 1' })))
     gate.resolve()
     await Promise.all(wishes)
-    expect([changes(nft).length, nft.mostConcurrent]).toEqual([2, 1])
+    expect([nft.transactions.length, nft.mostConcurrent]).toEqual([2, 1])
     expect(nft.elements('sluice', 'listen')).toEqual({ 'tcp . 1049': ' : 0x51000001' })
   })
 
@@ -72,9 +79,9 @@ describe('the loop', () => {
   })
 
   test('H10: the table of an earlier life is adopted: only the difference is applied', async () => {
-    const { nft, ruleset } = setUp()
+    const { nft, ruleset, seal } = setUp()
     await ruleset.want(state({ 80: '10.0.0.1 . 80', 81: '10.0.0.1 . 81' }))
-    const next = new Ruleset({ table: 'sluice', base: 0x51000000, nft, log: () => {} })
+    const next = new Ruleset({ table: 'sluice', base: 0x51000000, nft, seal, log: () => {} })
     const found = await next.adopt()
     expect(Object.values(found!.groups).flatMap(({ routes }) => (routes ? [routes] : []))).toEqual([
       { '0x51000001': { comment: 'r80' } },
@@ -90,12 +97,22 @@ describe('the loop', () => {
   })
 
   test('a table of another version is replaced as a whole', async () => {
-    const { nft, ruleset } = setUp()
+    const { nft, ruleset, seal } = setUp()
     await ruleset.want(state({ 80: '10.0.0.1 . 80' }, 'older'))
-    const next = new Ruleset({ table: 'sluice', base: 0x51000000, nft, log: () => {} })
+    const next = new Ruleset({ table: 'sluice', base: 0x51000000, nft, seal, log: () => {} })
     expect(Object.keys((await next.adopt())!.groups)).toEqual(['0x51000001', ''])
     await next.want(state({ 80: '10.0.0.1 . 80' }))
-    expect(changes(nft).at(-1)![0]).toContain('delete table inet sluice')
+    expect(nft.transactions.at(-1)![0]).toContain('delete table inet sluice')
+  })
+
+  test('rules that were edited while nobody watched are replaced as a whole', async () => {
+    const { nft, ruleset, seal } = setUp()
+    await ruleset.want(state({ 80: '10.0.0.1 . 80' }))
+    nft.edited.add('refuse')
+    const next = new Ruleset({ table: 'sluice', base: 0x51000000, nft, seal, log: () => {} })
+    await next.adopt()
+    await next.want(state({ 80: '10.0.0.1 . 80' }))
+    expect(nft.transactions.at(-1)![0]).toContain('delete table inet sluice')
   })
 
   test('drift: another process changed the table; it is read, logged and repaired, ours is not even read', async () => {
@@ -145,7 +162,7 @@ describe('differences', () => {
         )
       const [a, b] = [make(), make()]
       const nft = new FakeNft()
-      const ruleset = new Ruleset({ table: 'sluice', base: 0x51000000, nft, log: () => {} })
+      const ruleset = new Ruleset({ table: 'sluice', base: 0x51000000, nft, seal: memory(), log: () => {} })
       await ruleset.want(a)
       for (const command of renderDifference('sluice', a, b)) await nft.apply([command])
       for (const map of ['routes', 'listen', 'target4', 'timeouts'])

@@ -20,7 +20,7 @@ test('H9: removed, changed and moved between carriers under traffic: nothing dro
   const to = (backend: { port: number }) => [{ host: lab.backend.address4, port: backend.port }]
   const engine = (forwardingEngine: string) => ({ forwardingEngine })
   await using gateway = await Gateway.start(lab, [forward('steady', 8400, to(one)), forward('moving', 8401, to(one))])
-  expect(await counts(lab)).toEqual({ routes: 2, listen: 2, target4: 2 })
+  expect(await counts(lab)).toEqual({ routes: 2, listen: 2, target4: 2, timeouts: 2 })
   const host = lab.gateway.clientSide4
   const standing = [await crowd(lab.client, host, 8400, 10), await crowd(lab.client, host, 8401, 10)]
   const coming = [visitors(lab.client, host, 8400), visitors(lab.client, host, 8401)]
@@ -40,7 +40,7 @@ test('H9: removed, changed and moved between carriers under traffic: nothing dro
       const before = coming[1]!.served
       await until(() => coming[1]!.served > before + 3, 5000, 'new connections are served')
     }
-  expect(await counts(lab)).toEqual({ routes: 2, listen: 2, target4: 2 })
+  expect(await counts(lab)).toEqual({ routes: 2, listen: 2, target4: 2, timeouts: 2 })
 
   // Gone: nobody new, and those that stand go on.
   const late = coming.pop()!
@@ -48,7 +48,7 @@ test('H9: removed, changed and moved between carriers under traffic: nothing dro
   gateway.write([forward('steady', 8400, to(one))])
   expect((await gateway.reload()).changes).toMatchObject({ removed: ['moving'] })
   await until(async () => (await counts(lab)).listen === 1, 5000, 'its elements are gone')
-  expect(await counts(lab)).toEqual({ routes: 1, listen: 1, target4: 1 })
+  expect(await counts(lab)).toEqual({ routes: 1, listen: 1, target4: 1, timeouts: 1 })
   await expect(Talker.connect(lab.client, host, 8401)).rejects.toThrow('refused')
   for (const talker of standing[1]!.talkers) await until(() => talker.rounds > 0 && !talker.ended, 1000, 'it goes on')
 
@@ -147,6 +147,6 @@ test('H9: many changes at once: each is refused or carried out whole, the last o
   await gateway.settled()
   expect((await gateway.routes()).map((route) => route.name)).toEqual(lists[20]!.map((route) => route.name))
   await until(async () => (await counts(lab)).listen === lists[20]!.length, 5000, 'the table has what is wanted')
-  expect(await counts(lab)).toEqual({ routes: 7, listen: 7, target4: 7 })
+  expect(await counts(lab)).toEqual({ routes: 7, listen: 7, target4: 7, timeouts: 7 })
   expect(await coming.stop()).toEqual([])
 })

@@ -91,8 +91,8 @@ test('H10: an element that somebody adds or removes is repaired; the anchor, too
   ])
   const before = await elements(lab.gateway)
   for (const change of [
-    'delete element inet sluice listen { 8400 }',
-    'add element inet sluice listen { 9400 : 0x51000001 }',
+    'delete element inet sluice listen { tcp . 8400 }',
+    'add element inet sluice listen { tcp . 9400 : 0x51000001 }',
   ]) {
     await lab.gateway.must(['nft', change])
     await until(async () => Bun.deepEquals(await elements(lab.gateway), before), 5000, `repaired: ${change}`)
