@@ -1,6 +1,5 @@
-// The only file that runs nft, and how: one transaction on standard input, nothing on the command line, never a shell
-// string with anything of ours in it. Asynchronous throughout; the caller decides about retries.
-import { $ } from 'zx'
+// The only file that runs nft, and how: one transaction on standard input, nothing on the command line but words of our own,
+// no shell. Asynchronous throughout; the caller decides about retries.
 
 export class NftError extends Error {
   override name = 'NftError'
@@ -22,9 +21,45 @@ export interface Nft {
   version(): Promise<string>
 }
 
-// zx starts a shell; `exec` replaces it, so that its process id is nft's own. At the root: where nft is not in the PATH
-// the shell would take what has that name where we are, such as this project's nft/.
-const run = $({ quiet: true, nothrow: true, timeout: NFT_MS_MAX, prefix: '', postfix: '', cwd: '/' })
+interface Result {
+  exitCode: number | null
+  signal: Bun.Subprocess['signalCode']
+  stdout: string
+  stderr: string
+}
+
+/** Spawned directly: a shell between us would take longer than a small transaction. */
+async function run(words: string[], input?: string, onPid?: (pid: number) => void): Promise<Result> {
+  const child = spawn(words, input !== undefined)
+  if (!child) return { exitCode: 127, signal: null, stdout: '', stderr: 'nft is not in the PATH' }
+  onPid?.(child.pid)
+  const output = Promise.all([child.stdout.text(), child.stderr.text()])
+  if (input !== undefined) await feed(child.stdin as Bun.FileSink, input)
+  const [stdout, stderr] = await output
+  await child.exited
+  return { exitCode: child.exitCode, signal: child.signalCode, stdout, stderr }
+}
+
+function spawn(words: string[], input: boolean) {
+  try {
+    return Bun.spawn(['nft', ...words], {
+      stdio: [input ? 'pipe' : 'ignore', 'pipe', 'pipe'],
+      timeout: NFT_MS_MAX,
+      killSignal: 'SIGKILL',
+    })
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null
+    throw new NftError(`Cannot run nft: ${(error as Error).message}`)
+  }
+}
+
+/** An nft that ends before it has read everything closes its end: its exit code tells, not the pipe. */
+async function feed(stdin: Bun.FileSink, input: string) {
+  try {
+    stdin.write(input)
+    await stdin.end()
+  } catch {}
+}
 
 const messageOf = (stderr: string) =>
   stderr
@@ -36,7 +71,7 @@ const messageOf = (stderr: string) =>
 
 /** Only our own table, by name: listing sets that a newer nft made can crash this one. */
 async function listing(words: string[]): Promise<unknown[] | null> {
-  const result = await run`exec nft -j ${words}`
+  const result = await run(['-j', ...words])
   if (result.exitCode === 0) return (JSON.parse(result.stdout) as { nftables: unknown[] }).nftables
   if (/No such file or directory/.test(result.stderr)) return null
   throw new NftError(
@@ -46,12 +81,7 @@ async function listing(words: string[]): Promise<unknown[] | null> {
 
 export const nft: Nft = {
   async apply(commands, onPid) {
-    const process = run`exec nft -f -`
-    // An nft that ends before it has read everything closes its end: its exit code tells, not the pipe.
-    process.stdin.on('error', () => {})
-    process.stdin.end(commands.join('\n') + '\n')
-    if (process.pid !== undefined) onPid?.(process.pid)
-    const result = await process
+    const result = await run(['-f', '-'], commands.join('\n') + '\n', onPid)
     if (result.exitCode === 0) return
     // EMSGSIZE: the transaction exceeds the socket's send buffer, which only the first user namespace may enlarge.
     if (/Message too long/.test(result.stderr) && commands.length > 1) {
@@ -67,7 +97,7 @@ export const nft: Nft = {
     listing(what === 'rules' ? ['-t', 'list', 'table', 'inet', table] : ['list', 'table', 'inet', table]),
   listSet: (table, set) => listing(['list', 'set', 'inet', table, set]),
   async version() {
-    const result = await run`exec nft --version`
+    const result = await run(['--version'])
     if (result.exitCode !== 0)
       throw new NftError(
         result.exitCode === 127
