@@ -8,14 +8,14 @@ type Target = Extract<Route['action'], { type: 'forward' }>['targets'][number]
 /** @param onlyPort the port of a route that listens on a single one: keeping the client's port is naming it. */
 export function endpointsOf(route: Route, onlyPort: number | null, facts: Facts): Endpoint[] {
   if (route.action.type !== 'forward') return []
-  const unusable = facts.unusable[route.name] ?? {}
+  const down = facts.down[route.name] ?? {}
   const shares = facts.shares[route.name] ?? {}
   return route.action.targets
     .flatMap((target) => addressesOf(target, onlyPort, facts))
     .map((endpoint) => ({
       ...endpoint,
       share:
-        unusable[endpoint.key] || unusable[endpoint.target] || endpoint.weight === 0
+        down[endpoint.key] || facts.drained[endpoint.key] || facts.drained[endpoint.target] || endpoint.weight === 0
           ? 0
           : (shares[endpoint.key] ?? endpoint.weight),
     }))

@@ -13,8 +13,10 @@ export interface Facts {
   numbersInUse: number[]
   /** Addresses of target names; a name that is missing is not resolved (yet). */
   resolved: Record<string, string[]>
-  /** Endpoints that take no new connections now, by route name: found dead, or drained. */
-  unusable: Record<string, Record<string, 'down' | 'drained'>>
+  /** Endpoints that were found dead, by route name. */
+  down: Record<string, Record<string, true>>
+  /** Endpoints, or targets with all their addresses, that an operator drains, on every route. */
+  drained: Record<string, true>
   /** Routes that take no new connections now: drained by an operator. */
   draining: Record<string, true>
   /** least-connections: the shares of the endpoints now, by route name. Missing: the configured weights. */

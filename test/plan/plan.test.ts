@@ -398,11 +398,11 @@ describe('targets that are down, drained or not there', () => {
     ],
   })
   test('E7: one that is down has no slots, one that is left needs none', () =>
-    expect(maps(made([two], { unusable: { a: { '10.0.0.1:1': 'down' } } }).kernel).target4).toEqual({
+    expect(maps(made([two], { down: { a: { '10.0.0.1:1': true } } }).kernel).target4).toEqual({
       '0x51000001': { value: '10.0.0.2 . 1' },
     }))
   test('when none is left, or the route is drained, connections are refused and user space knows', () => {
-    const none = made([two], { unusable: { a: { '10.0.0.1:1': 'down', '10.0.0.2:1': 'drained' } } })
+    const none = made([two], { down: { a: { '10.0.0.1:1': true } }, drained: { '10.0.0.2:1': true } })
     expect(maps(none.kernel).divert).toEqual({ '0x51000001': { value: 'goto refuse_no_target' } })
     expect(
       (none.routes[0]!.user.action as { targets: { weight: number }[] }).targets.map(({ weight }) => weight),
