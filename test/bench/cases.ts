@@ -32,6 +32,13 @@ export function cases(program: string[]): Case[] {
       peeking: false,
     },
     {
+      name: 'scale',
+      question: 'does the kernel forward more slowly with ten thousand routes than with those under load alone?',
+      subject: sluice(program, 'kernel', 10_000),
+      peer: sluice(program, 'kernel'),
+      peeking: false,
+    },
+    {
       name: 'user',
       question: 'does user space keep up with the usual proxy?',
       subject: sluice(program, 'user'),

@@ -100,15 +100,16 @@ export const haproxySni = haproxy(
 
 type Carrier = 'kernel' | 'splice' | 'user'
 
-/** The real program, `program run --config FILE`, when every route is carried as the case is about. */
-export function sluice(program: string[], carrier: Carrier): Subject {
+/** The real program, `program run --config FILE`, when every route is carried as the case is about.
+ *  @param others routes beside those under load, each with a port of its own. */
+export function sluice(program: string[], carrier: Carrier, others = 0): Subject {
   return {
-    name: `sluice ${carrier}`,
+    name: others === 0 ? `sluice ${carrier}` : `with ${others} routes`,
     entry: gatewayEntry,
     async start(lab, directory) {
       const socket = join(directory, 'admin.sock')
       const config = join(directory, 'sluice.json')
-      await Bun.write(config, JSON.stringify(sluiceConfig(lab, directory, socket, carrier), null, 2))
+      await Bun.write(config, JSON.stringify(sluiceConfig(lab, directory, socket, carrier, others), null, 2))
       const log = join(directory, 'sluice.log')
       const out = openSync(log, 'a')
       const child = lab.gateway.spawn([...program, 'run', '--config', config], { stdout: out, stderr: out })
@@ -119,7 +120,10 @@ export function sluice(program: string[], carrier: Carrier): Subject {
         child,
         async () => {
           routes = await routesOf(socket)
-          return routes.length === PORTS.length && routes.every((r) => r.carrier === carrier && r.state === 'active')
+          return (
+            routes.length === PORTS.length + others &&
+            routes.every((r) => r.carrier === carrier && r.state === 'active')
+          )
         },
         () =>
           `Its routes: ${JSON.stringify(routes)}\nIts last words: ${readFileSync(log, 'utf8').slice(-LAST_WORDS_MAX)}`,
@@ -129,9 +133,13 @@ export function sluice(program: string[], carrier: Carrier): Subject {
   }
 }
 
-function sluiceConfig(lab: Lab, directory: string, socket: string, carrier: Carrier) {
+/** Others listen from here on. */
+const OTHERS_FROM = 20_000
+
+function sluiceConfig(lab: Lab, directory: string, socket: string, carrier: Carrier, others: number) {
+  const ports = [...PORTS, ...Array.from({ length: others }, (_, i) => OTHERS_FROM + i)]
   return {
-    routes: PORTS.map((port) => ({
+    routes: ports.map((port) => ({
       name: `port-${port}`,
       match: { ports: port, ...(carrier === 'splice' && { domains: TLS_NAME }) },
       action: {
