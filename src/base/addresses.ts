@@ -29,6 +29,15 @@ export function parseTarget(host: string): TargetHost | undefined {
   return isHostName(host) ? { kind: 'name', name: host.toLowerCase() } : undefined
 }
 
+/** The identity of a target within a route: "10.0.0.5:8080", "10.0.0.5:preserve" where the client's port is kept,
+ *  "unix:/run/app.sock". */
+export function endpointKey(host: TargetHost, port: number | null): string {
+  if (host.kind === 'unix') return `unix:${host.path}`
+  const name = host.kind === 'ip' ? host.address : host.name
+  if (port !== null) return formatEnd(name, port)
+  return name.includes(':') ? `[${name}]:preserve` : `${name}:preserve`
+}
+
 /** The 4 or 16 bytes of an address. IPv4-mapped IPv6 (::ffff:a.b.c.d) gives the 4 bytes: both spell one client. */
 export function ipBytes(text: string): Uint8Array {
   const family = isIP(text)

@@ -77,3 +77,31 @@ export const OWNER_FILES_MAX = 4096
 
 /** Programs that one message names. Above: they are counted. */
 export const OWNERS_NAMED_MAX = 3
+
+/** Names of routes that totals are kept of, also of routes that are gone: many times what one gateway has. Above: the one that came first of
+ * those without a connection is forgotten. */
+export const ROUTE_TOTALS_MAX = 65_536
+
+/** Targets of one route that totals are kept of, also of those that are gone. Above: as for routes. */
+export const TARGET_TOTALS_MAX = 1024
+
+/** Names of targets that are kept instead of made again for each flow, about 100 bytes each. Above: all are forgotten. */
+export const TARGET_NAMES_MAX = 4096
+
+/** The first pause of a target that was found dead and is not checked: long for a restart of a service, short for a person. */
+export const HEALTH_PAUSE_MS_MIN = 10_000
+
+/** Pauses double until here: the one connection that a trial costs comes every five minutes at most. */
+export const HEALTH_PAUSE_MS_MAX = 300_000
+
+/** Health checks that run at once; each has a descriptor for its timeout at most. Above: they wait for one that ends. */
+export const HEALTH_CHECKS_AT_ONCE_MAX = 256
+
+/** The head of the answer to a check: what nginx and Apache allow for the head of a request. Above: the check has failed. */
+export const HEALTH_HEAD_BYTES_MAX = 8 * 1024
+
+/** Words about a failed check, which may quote a library. Above: cut. */
+export const HEALTH_ERROR_CHARACTERS_MAX = 200
+
+/** Targets of which a worker says in one message how dialling them went. Above: the rest of those few milliseconds goes unsaid. */
+export const DIAL_REPORTS_MAX = 1000
