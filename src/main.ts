@@ -81,6 +81,13 @@ program
     console.log(schema())
   })
 
+listing('doctor', 'check the machine: what stands in the way of the gateway, and the command that mends it').action(
+  async (options: ClientOptions) => {
+    const { doctor } = await import('./commands/doctor.ts')
+    process.exitCode = await doctor(options)
+  },
+)
+
 for (const [name, description] of [
   ['status', 'show how the gateway does'],
   ['routes', 'list the routes: what carries them now, and why'],

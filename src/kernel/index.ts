@@ -5,6 +5,7 @@ import { dirname } from 'node:path'
 import { FlowTable } from '../connections/flows.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
+import type { Carried } from '../connections/totals.ts'
 import { emptyState, mark } from '../plan/kernel-state.ts'
 import type { KernelState } from '../plan/types.ts'
 import { Anchor } from './anchor.ts'
@@ -16,6 +17,8 @@ import { Refusals, type Refusal } from './refusals.ts'
 import { Ruleset } from './ruleset.ts'
 import { SETTINGS, Sysctl } from './sysctl.ts'
 
+export { foreignForwardFindings, type ForwardFinding } from './forward-chains.ts'
+export { nftVersion, probeRules, readForwardChains } from './inspect.ts'
 export { programVersion, renderAll, renderDifference } from './program.ts'
 
 const MARK_MASK = 0xff000000
@@ -34,8 +37,10 @@ export interface KernelOptions {
   /** File that remembers what our rules look like in the kernel. */
   sealMemory: string
   log: Log
-  flowOpened(route: string): void
-  flowSettled(record: ConnectionRecord): void
+  flowOpened(route: string, target: string, openedMs: number): void
+  /** What a flow has carried beyond what was said before. */
+  flowCarried(route: string, target: string, openedMs: number, more: Carried): void
+  flowSettled(record: ConnectionRecord, carried: Carried): void
   refused(route: string, refusal: Refusal): void
 }
 
@@ -108,8 +113,10 @@ export class KernelPlane {
       (message) => options.log('warn', message),
     )
     this.flows = new FlowTable((number) => this.routeName(number), {
-      opened: (number) => options.flowOpened(this.routeName(number)),
-      settled: (record) => options.flowSettled(record),
+      opened: (number, target, openedMs) => options.flowOpened(this.routeName(number), target, openedMs),
+      carried: (number, target, openedMs, more) =>
+        options.flowCarried(this.routeName(number), target, openedMs, more),
+      settled: (record, _number, carried) => options.flowSettled(record, carried),
       lost: () => {
         this.lost++
         options.log('warn', 'The kernel dropped conntrack events; reading the table again', { lost: this.lost })

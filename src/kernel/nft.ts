@@ -21,7 +21,7 @@ export interface Nft {
   version(): Promise<string>
 }
 
-interface Result {
+export interface Result {
   exitCode: number | null
   signal: Bun.Subprocess['signalCode']
   stdout: string
@@ -29,7 +29,7 @@ interface Result {
 }
 
 /** Spawned directly: a shell between us would take longer than a small transaction. */
-async function run(words: string[], input?: string, onPid?: (pid: number) => void): Promise<Result> {
+export async function run(words: string[], input?: string, onPid?: (pid: number) => void): Promise<Result> {
   const child = spawn(words, input !== undefined)
   if (!child) return { exitCode: 127, signal: null, stdout: '', stderr: 'nft is not in the PATH' }
   onPid?.(child.pid)
