@@ -16,7 +16,7 @@ import { debianKernel, moduleEntries } from './vm-kernel.ts'
 
 const MINUTES = 60
 /** By this the limits of the tests grow. */
-const SLOWNESS = 6
+const SLOWNESS = 8
 const MEMORY_MIB = 4096
 /** What the guest cannot load from the host's files because it needs them to see those. */
 const FIRST_MODULES = ['virtio_pci', '9pnet_virtio', '9p', 'overlay']

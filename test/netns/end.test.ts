@@ -2,7 +2,7 @@
 import { expect, test } from 'bun:test'
 import { Lab } from './lab.ts'
 import { forward, Gateway, listening, tables, until } from './gateway.ts'
-import { digestOf, echoBackend, MIB, move, moverBackend, Talker } from './traffic.ts'
+import { bulk, digestOf, echoBackend, MIB, move, moverBackend, Talker } from './traffic.ts'
 
 const ENGINES = { kernel: 'auto', user: 'user' }
 
@@ -75,16 +75,16 @@ for (const [carrier, forwardingEngine] of Object.entries(ENGINES)) {
 
 test('SIGTERM: what ends within the grace period completes, the rest is cut, and nothing is left', async () => {
   await using lab = await Lab.create()
-  const bytes = 64 * MIB
-  const bulk = moverBackend(lab.backend, bytes)
+  const bytes = bulk(64)
+  const mass = moverBackend(lab.backend, bytes)
   const echo = echoBackend(lab.backend)
   const to = (port: number) => [{ host: lab.backend.address4, port }]
   const user = { forwardingEngine: 'user' }
   await using gateway = await Gateway.start(
     lab,
     [
-      forward('k-bulk', 8400, to(bulk.port)),
-      forward('u-bulk', 8401, to(bulk.port), user),
+      forward('k-bulk', 8400, to(mass.port)),
+      forward('u-bulk', 8401, to(mass.port), user),
       forward('k-idle', 8402, to(echo.port)),
       forward('u-idle', 8403, to(echo.port), user),
     ],

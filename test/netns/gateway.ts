@@ -4,11 +4,12 @@ import type { Subprocess } from 'bun'
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
+import { slowness } from '../support.ts'
 import type { Lab, Namespace, Result } from './lab.ts'
 
 const MAIN = resolve(import.meta.dir, '../../src/main.ts')
 const START_MS_MAX = 20_000
-const STOP_MS_MAX = 20_000
+const STOP_MS_MAX = 20_000 * slowness
 const POLL_MS = 10
 
 export interface RouteState {
@@ -66,7 +67,7 @@ export async function until<T>(
   ms: number,
   what: string,
 ): Promise<Exclude<NonNullable<T>, false>> {
-  const deadline = performance.now() + ms
+  const deadline = performance.now() + ms * slowness
   for (let last: unknown; ; await Bun.sleep(POLL_MS)) {
     try {
       const result = await condition()
@@ -75,7 +76,8 @@ export async function until<T>(
     } catch (error) {
       last = error
     }
-    if (performance.now() > deadline) throw new Error(`not within ${ms} ms: ${what} (last: ${Bun.inspect(last)})`)
+    if (performance.now() > deadline)
+      throw new Error(`not within ${ms * slowness} ms: ${what} (last: ${Bun.inspect(last)})`)
   }
 }
 

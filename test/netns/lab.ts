@@ -11,12 +11,13 @@
 // until somebody turns that on (`lab.gateway.forward()`). Run it with test/netns/inside.ts.
 import type { Socket, SocketHandler, Subprocess, TCPSocketListener } from 'bun'
 import { closeSync, existsSync, openSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { slowness } from '../support.ts'
 import { connectSocket, describe, listenSocket, localPort, pendingError, setNetworkNamespace } from './libc.ts'
 
 const BACKLOG = 4096
 /** What was killed needs a moment to be gone; nothing sane needs this long. */
-const GONE_MS_MAX = 3000
-const CONNECT_MS_MAX = 5000
+const GONE_MS_MAX = 3000 * slowness
+const CONNECT_MS_MAX = 5000 * slowness
 
 const HOW = `this needs a network, mounts and a /run of its own. Run it so:
   bun test/netns/inside.ts COMMAND...     (COMMAND: bun test test/netns, for example)`

@@ -1,10 +1,13 @@
 // Both ends of the traffic that the gateway carries: a backend that answers, talkers that go back and forth, and bulk
 // transfers whose every byte is checked at the other end.
 import type { Socket } from 'bun'
+import { slowness } from '../support.ts'
 import type { Namespace } from './lab.ts'
 
 export const MIB = 1024 * 1024
-const ANSWER_MS_MAX = 5000
+/** As many bytes as a bulk transfer is to have; less where each of them takes long. */
+export const bulk = (mib: number) => Math.ceil(mib / slowness) * MIB
+const ANSWER_MS_MAX = 5000 * slowness
 
 // ---- a bulk transfer each way ----
 

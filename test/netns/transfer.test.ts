@@ -3,9 +3,9 @@ import { expect, test } from 'bun:test'
 import { Lab } from './lab.ts'
 import { forward, Gateway, until } from './gateway.ts'
 import { captureHello } from '../user/hellos.ts'
-import { digestOf, MIB, move, moverBackend, moveTls } from './traffic.ts'
+import { bulk, digestOf, MIB, move, moverBackend, moveTls } from './traffic.ts'
 
-const BYTES = 256 * MIB
+const BYTES = bulk(256)
 
 for (const carrier of ['kernel', 'user'] as const)
   test(`G1, H8: 256 MiB each way through ${carrier}: equal hashes, and a record that agrees`, async () => {
@@ -71,7 +71,7 @@ test('G1: 256 MiB each way through splice: TLS passed through by its server name
 
 test('G1: splice counts are exact: a ClientHello and 64 MiB behind it, 64 MiB back', async () => {
   await using lab = await Lab.create()
-  const bytes = 64 * MIB
+  const bytes = bulk(64)
   const hello = await captureHello((port) => [
     'openssl',
     's_client',
