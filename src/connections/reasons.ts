@@ -20,6 +20,7 @@ export const reasons = {
   handler_closed: 'the socket handler closed the connection',
   responded: 'the gateway answered itself (redirect)',
   drained: 'the route or the gateway was drained and the grace period ended',
+  target_down: 'the target was found dead; the client should connect again',
   killed: 'closed on request of the operator',
   worker_died: 'the worker process that carried it died',
   nftables_closed: 'the entry of a kernel flow expired, or was gone when the kernel was asked',
