@@ -25,11 +25,52 @@ export interface WorkerPlan {
   certificates: Record<string, { cert: string; key: string }>
 }
 
+/** A check of one endpoint, again and again. */
+export interface HealthCheck {
+  route: string
+  endpoint: string
+  /** An address, or "unix:" and a path. */
+  host: string
+  /** 0 for a unix socket. */
+  port: number
+  type: 'tcp' | 'tls' | { http: string }
+  /** What a TLS target is asked for, and an HTTP one is told; null: nothing is known but its address. */
+  name: string | null
+  intervalMs: number
+  timeoutMs: number
+}
+
+export interface CheckResult {
+  route: string
+  endpoint: string
+  ok: boolean
+  error?: string
+  /** How long it took. */
+  ms: number
+}
+
+/** How dialling one endpoint went in the last few milliseconds: failures in a row, after a success where there was one. */
+export interface DialReport {
+  route: string
+  endpoint: string
+  /** ISO 8601 (of the newest), as everywhere: when the attempt began. Only said of an endpoint that had failed before. */
+  succeededAt?: string
+  failedAt?: string
+  failures: number
+  reason?: CloseReason
+}
+
 export type ToWorker =
   /** Descriptors were sent: take them now. The plan that names them follows. */
   | { type: 'descriptors' }
   | { type: 'plan'; plan: WorkerPlan }
+  /** These routes of the plan anew: the targets of some have other weights now. */
+  | { type: 'routes'; routes: UserRoute[] }
+  /** Every check that is to be made. */
+  | { type: 'health'; checks: HealthCheck[] }
   | { type: 'close'; id: string; reason: CloseReason }
+  /** Closes the connections of a route to one of its endpoints; what is being dialled goes on to another. */
+  | { type: 'closeTarget'; route: string; endpoint: string; reason: CloseReason }
   /** Closes every connection of a route: at once, or after deadlineMs. */
   | { type: 'drain'; route: string; deadlineMs: number }
   | { type: 'sample'; request: number }
@@ -41,6 +82,8 @@ export type ToControl =
   /** The plan is carried out; problems name what could not be (a handler module that does not load). */
   | { type: 'applied'; generation: number; problems: { route: string; message: string }[] }
   | ({ type: 'connections' } & ConnectionEvents)
+  | { type: 'checked'; results: CheckResult[] }
+  | { type: 'dialed'; dials: DialReport[] }
   | {
       type: 'sampled'
       request: number

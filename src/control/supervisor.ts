@@ -2,9 +2,10 @@
 // listening sockets are control's, so their backlog waits meanwhile and nobody is refused.
 import { readFile } from 'node:fs/promises'
 import { Channel, closeEnds, openEnds } from '../channel/channel.ts'
-import type { ToControl, ToWorker, WorkerPlan } from '../channel/messages.ts'
+import type { HealthCheck, ToControl, ToWorker, WorkerPlan } from '../channel/messages.ts'
 import { selfArguments } from '../config/load.ts'
 import { WORKER_ENVIRONMENT, type WorkerStart } from '../channel/messages.ts'
+import type { UserRoute } from '../plan/types.ts'
 
 /** A worker that dies younger than this is restarted with growing pauses. */
 const YOUNG_MS = 5000
@@ -22,6 +23,7 @@ export class Supervisor {
   #channel: Channel<ToWorker, ToControl> | undefined
   #child: Bun.Subprocess | undefined
   #plan: WorkerPlan | undefined
+  #checks: HealthCheck[] = []
   /** tag → descriptor of every listener there is: a new worker gets them all. */
   #descriptors = new Map<number, number>()
   #sent = new Set<number>()
@@ -60,6 +62,7 @@ export class Supervisor {
     )
     void child.exited.then(() => this.#onExit(child, idPrefix, performance.now() - startedAt))
     if (this.#plan) void this.#send()
+    this.#channel.send({ type: 'health', checks: this.#checks })
   }
 
   #onMessage(message: ToControl) {
@@ -109,6 +112,25 @@ export class Supervisor {
       await channel.sendDescriptors(fresh, { type: 'descriptors' }).catch(() => channel.close())
       channel.send({ type: 'plan', plan })
     }))
+  }
+
+  /** These routes of the plan anew, without the rest of it. The next worker gets them too. */
+  updateRoutes(routes: UserRoute[]): Promise<void> {
+    const plan = this.#plan
+    if (!plan || routes.length === 0) return Promise.resolve()
+    const byName = new Map(routes.map((route) => [route.name, route]))
+    this.#plan = { ...plan, routes: plan.routes.map((route) => byName.get(route.name) ?? route) }
+    const channel = this.#channel
+    // Behind a plan that waits for its descriptors.
+    return (this.#sending = this.#sending.then(() => {
+      if (channel === this.#channel) channel?.send({ type: 'routes', routes })
+    }))
+  }
+
+  /** All health checks there are. The next worker gets them too. */
+  updateChecks(checks: HealthCheck[]) {
+    this.#checks = checks
+    this.#channel?.send({ type: 'health', checks })
   }
 
   send(message: ToWorker) {
