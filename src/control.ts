@@ -165,8 +165,9 @@ export class Control implements Gateway {
         sysctlMemory: join(this.#stateDir, 'sysctl.json'),
         sealMemory: join(this.#stateDir, 'rules.seal'),
         log: this.log,
-        flowOpened: (route) => this.table.flowOpened(route),
-        flowSettled: (record) => this.table.settled(record),
+        flowOpened: (route, target, openedMs) => this.table.flowOpened(route, target, openedMs),
+        flowCarried: (route, target, openedMs, more) => this.table.flowCarried(route, target, openedMs, more),
+        flowSettled: (record, carried) => this.table.flowSettled(record, carried),
         refused: (route, { reason, count }) => this.table.ingest({ ...NOTHING, refused: [{ route, reason, count }] }),
       })
       this.#kernel = kernel
@@ -443,10 +444,7 @@ export class Control implements Gateway {
 
   async connections(): Promise<ConnectionRecord[]> {
     const [counts] = await Promise.all([this.#supervisor.sample(), this.#kernel?.fresh()])
-    for (const { id, bytesIn, bytesOut, state } of counts) {
-      const record = this.table.get(id)
-      if (record) Object.assign(record, { bytesIn, bytesOut, state })
-    }
+    this.table.sampled(counts)
     return [...this.table.records(), ...(this.#kernel?.flows.records() ?? [])]
   }
 

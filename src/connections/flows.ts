@@ -2,8 +2,10 @@
 // flows are 100,000 slots in one buffer, not objects; a ConnectionRecord is made when somebody looks. Pure: it knows neither
 // netlink nor clocks.
 import { isoTime } from '../base/clock.ts'
+import { TARGET_NAMES_MAX } from '../base/limits.ts'
 import {
   AT,
+  carriedOf,
   ctIdOf,
   destroyReason,
   endReason,
@@ -18,10 +20,13 @@ import {
   phaseOf,
   recordOf,
   sameFlow,
+  targetNumberOf,
+  targetOf,
   tcpIsOver,
 } from './native-flow.ts'
 import type { ConnectionRecord } from './record.ts'
 import type { CloseReason } from './reasons.ts'
+import type { Carried } from './totals.ts'
 
 /** Beyond the native record, in the same slot: phase u8, generation of the last dump that saw it u8, 2 free, opened f64 ms. */
 const EXTRA = { phase: 160, seen: 161, openedMs: 168 } as const
@@ -29,9 +34,11 @@ const SLOT_BYTES = 176
 
 /** What a batch did. */
 export interface FlowListener {
-  opened(number: number): void
-  /** Out of the table when this is called. */
-  settled(record: ConnectionRecord, number: number): void
+  opened(number: number, target: string, openedMs: number): void
+  /** It has carried this much more than was told before. */
+  carried(number: number, target: string, openedMs: number, more: Carried): void
+  /** Out of the table when this is called. `carried`: the sum of all that was told. */
+  settled(record: ConnectionRecord, number: number, carried: Carried): void
   lost(): void
   /** Reads the flow's entry, as it is now, into the native record; false when it has gone. */
   readEntry(native: Uint8Array): boolean
@@ -51,6 +58,7 @@ export class FlowTable {
   /** Keys that ended while a dump ran: an entry of that dump is older than their end. */
   #endedDuringDump: Set<string> | null = null
   #dumpGeneration = 0
+  readonly #targets = new Map<number, string>()
 
   /** @param routeOf name of a route number, also of routes that are gone. */
   constructor(
@@ -108,7 +116,6 @@ export class FlowTable {
     this.#bytes[base + EXTRA.phase] = phaseOf(bytes, at)
     this.#bytes[base + EXTRA.seen] = this.#dumpGeneration
     if (bytes[at + AT.counted]) this.#copyCounters(slot, bytes, at)
-    if (found < 0) this.listener.opened(numberOf(view, at))
   }
 
   #closed(bytes: Uint8Array, view: DataView, at: number) {
@@ -134,15 +141,13 @@ export class FlowTable {
       return this.#closed(bytes, view, at)
     }
     const number = numberOf(view, at)
-    this.listener.opened(number)
-    const record = recordOf(bytes, view, at, this.routeOf(number), PHASE.OPEN, openedMs(view, at))
+    const [target, opened, carried] = [this.#targetOf(bytes, view, at), openedMs(view, at), carriedOf(bytes, view, at)]
+    this.listener.opened(number, target, opened)
+    this.listener.carried(number, target, opened, carried)
+    const record = recordOf(bytes, view, at, this.routeOf(number), target, PHASE.OPEN, opened)
     this.#endedDuringDump?.add(keyOf(bytes, at))
-    this.#report(
-      record,
-      number,
-      endReason(view, at) ?? 'nftables_closed',
-      Math.max(eventMs(view, at), openedMs(view, at)),
-    )
+    const reason = endReason(view, at) ?? 'nftables_closed'
+    this.#report(record, number, carried, reason, Math.max(eventMs(view, at), opened))
   }
 
   #destroyed(bytes: Uint8Array, view: DataView, at: number) {
@@ -209,6 +214,19 @@ export class FlowTable {
     return counts
   }
 
+  /** Live flows by target, of one route or of all. */
+  countByTarget(number?: number): Map<string, number> {
+    const counts = new Map<string, number>()
+    for (let slot = 0; slot < this.#slots; slot++) {
+      const base = slot * SLOT_BYTES
+      if (this.#bytes[base + AT.kind] === 0) continue
+      if (number !== undefined && numberOf(this.#view, base) !== number) continue
+      const target = this.#targetOf(this.#bytes, this.#view, base)
+      counts.set(target, (counts.get(target) ?? 0) + 1)
+    }
+    return counts
+  }
+
   slotsOf(number: number): number[] {
     return [...this.#everySlot()].filter((slot) => this.number(slot) === number)
   }
@@ -236,6 +254,7 @@ export class FlowTable {
       this.#view,
       base,
       this.routeOf(this.number(slot)),
+      this.#targetOf(this.#bytes, this.#view, base),
       this.#bytes[base + EXTRA.phase]!,
       this.#view.getFloat64(base + EXTRA.openedMs, true),
     )
@@ -258,8 +277,33 @@ export class FlowTable {
 
   // ---- slots ----
 
+  /** Takes the counters into the slot and tells what came. */
   #copyCounters(slot: number, bytes: Uint8Array, at: number) {
-    this.#bytes.set(bytes.subarray(at + AT.origPackets, at + AT.startNs), slot * SLOT_BYTES + AT.origPackets)
+    const base = slot * SLOT_BYTES
+    let same = true
+    for (let i = AT.origPackets; same && i < AT.startNs; i++) same = this.#bytes[base + i] === bytes[at + i]
+    if (same) return
+    const before = carriedOf(this.#bytes, this.#view, base)
+    this.#bytes.set(bytes.subarray(at + AT.origPackets, at + AT.startNs), base + AT.origPackets)
+    this.#tellCarried(slot, difference(carriedOf(this.#bytes, this.#view, base), before))
+  }
+
+  #tellCarried(slot: number, more: Carried) {
+    const base = slot * SLOT_BYTES
+    const opened = this.#view.getFloat64(base + EXTRA.openedMs, true)
+    this.listener.carried(this.number(slot), this.#targetOf(this.#bytes, this.#view, base), opened, more)
+  }
+
+  /** Many flows have few targets: their names are made once. */
+  #targetOf(bytes: Uint8Array, view: DataView, at: number): string {
+    const number = targetNumberOf(bytes, view, at)
+    if (number === undefined) return targetOf(bytes, view, at)
+    let name = this.#targets.get(number)
+    if (name === undefined) {
+      if (this.#targets.size >= TARGET_NAMES_MAX) this.#targets.clear()
+      this.#targets.set(number, (name = targetOf(bytes, view, at)))
+    }
+    return name
   }
 
   #find(bytes: Uint8Array, view: DataView, at: number): number {
@@ -279,9 +323,12 @@ export class FlowTable {
     this.#bytes.set(bytes.subarray(at, at + FLOW_BYTES), base)
     this.#bytes[base + AT.kind] = FLOW.NEW
     this.#bytes[base + EXTRA.phase] = PHASE.OPENING
-    this.#view.setFloat64(base + EXTRA.openedMs, openedMs(view, at), true)
+    const opened = openedMs(view, at)
+    this.#view.setFloat64(base + EXTRA.openedMs, opened, true)
     this.#place(view.getUint32(at + AT.id, true), slot)
     this.#live++
+    this.listener.opened(numberOf(view, at), this.#targetOf(bytes, view, at), opened)
+    if (bytes[at + AT.counted]) this.#tellCarried(slot, carriedOf(bytes, view, at))
     return slot
   }
 
@@ -297,17 +344,18 @@ export class FlowTable {
     const base = slot * SLOT_BYTES
     const record = this.record(slot)
     const number = this.number(slot)
+    const carried = carriedOf(this.#bytes, this.#view, base)
     const opened = this.#view.getFloat64(base + EXTRA.openedMs, true)
     this.#endedDuringDump?.add(keyOf(this.#bytes, base))
     this.#remove(slot)
-    this.#report(record, number, reason, Math.max(closedMs, opened))
+    this.#report(record, number, carried, reason, Math.max(closedMs, opened))
   }
 
-  #report(record: ConnectionRecord, number: number, reason: CloseReason, closedMs: number) {
+  #report(record: ConnectionRecord, number: number, carried: Carried, reason: CloseReason, closedMs: number) {
     record.state = 'closed'
     record.closedAt = isoTime(closedMs)
     record.reason = reason
-    this.listener.settled(record, number)
+    this.listener.settled(record, number, carried)
   }
 
   #remove(slot: number) {
@@ -353,3 +401,10 @@ export class FlowTable {
     for (const slot of this.#everySlot()) this.#place(this.#view.getUint32(slot * SLOT_BYTES + AT.id, true), slot)
   }
 }
+
+const difference = (a: Carried, b: Carried): Carried => ({
+  bytesIn: a.bytesIn - b.bytesIn,
+  bytesOut: a.bytesOut - b.bytesOut,
+  packetsIn: a.packetsIn - b.packetsIn,
+  packetsOut: a.packetsOut - b.packetsOut,
+})

@@ -4,6 +4,7 @@ import { isoTime } from '../base/clock.ts'
 import { formatEnd, formatIp } from '../base/addresses.ts'
 import type { ConnectionRecord } from './record.ts'
 import type { CloseReason } from './reasons.ts'
+import type { Carried } from './totals.ts'
 
 /** struct sluice_flow. */
 export const FLOW_BYTES = 160
@@ -156,11 +157,28 @@ function payload(bytes: Uint8Array, view: DataView, at: number, packetsAt: numbe
   return Math.max(0, long >= -packets ? long - 8 : counted - packets * (ip + 20) - 20)
 }
 
+export const carriedOf = (bytes: Uint8Array, view: DataView, at: number): Carried => ({
+  bytesIn: payload(bytes, view, at, AT.origPackets, AT.origBytes),
+  bytesOut: payload(bytes, view, at, AT.replyPackets, AT.replyBytes),
+  packetsIn: u64(view, at + AT.origPackets),
+  packetsOut: u64(view, at + AT.replyPackets),
+})
+
+export const targetOf = (bytes: Uint8Array, view: DataView, at: number) =>
+  end(bytes, view, at, AT.replySrc, AT.replySport)
+
+/** The target as a number, where it fits in one (IPv4). */
+export const targetNumberOf = (bytes: Uint8Array, view: DataView, at: number): number | undefined =>
+  bytes[at + AT.family] === 4
+    ? view.getUint32(at + AT.replySrc, true) * 65_536 + view.getUint16(at + AT.replySport, true)
+    : undefined
+
 export function recordOf(
   bytes: Uint8Array,
   view: DataView,
   at: number,
   route: string,
+  target: string,
   phase: number,
   openedMs: number,
 ): ConnectionRecord {
@@ -170,7 +188,7 @@ export function recordOf(
     carrier: 'kernel',
     client: end(bytes, view, at, AT.origSrc, AT.origSport),
     listener: end(bytes, view, at, AT.origDst, AT.origDport),
-    target: end(bytes, view, at, AT.replySrc, AT.replySport),
+    target,
     state: STATES[phase]!,
     openedAt: isoTime(openedMs),
     bytesIn: payload(bytes, view, at, AT.origPackets, AT.origBytes),

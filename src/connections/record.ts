@@ -33,5 +33,6 @@ export interface ConnectionEvents {
   changed: (Partial<ConnectionRecord> & { id: string })[]
   /** Over, with its final counts and reason. Exactly once for each connection. */
   settled: ConnectionRecord[]
-  refused: { route: string; reason: RefusalReason; count: number }[]
+  /** observed: by a route that only observes, so it was carried all the same. */
+  refused: { route: string; reason: RefusalReason; count: number; observed?: boolean }[]
 }

@@ -1,27 +1,62 @@
 // The one table of connections, whichever plane carries them, and the totals per route. Planes report; observers
 // (log, metrics, admin) listen. Each connection is opened once and settled once here, or it is a bug that is counted.
+import { ROUTE_TOTALS_MAX, TARGET_TOTALS_MAX } from '../base/limits.ts'
 import type { ConnectionEvents, ConnectionRecord } from './record.ts'
-import type { CloseReason, RefusalReason } from './reasons.ts'
+import type { RefusalReason } from './reasons.ts'
+import {
+  accountAdopted,
+  accountCarried,
+  accountClosed,
+  accountMoved,
+  accountOpened,
+  emptyAccount,
+  NOTHING_CARRIED,
+  restoreAccount,
+  restoreCounts,
+  storeAccount,
+  type Account,
+  type Carried,
+  type RouteTotals,
+  type StoredAccount,
+  type TargetTotals,
+} from './totals.ts'
 
-export interface RouteTotals {
-  now: number
-  total: number
-  bytesIn: number
-  bytesOut: number
-  reasons: Partial<Record<CloseReason, number>>
-  refused: Partial<Record<RefusalReason, number>>
-}
+export type { Carried, RouteTotals, TargetTotals }
 
 export interface ConnectionObserver {
   opened?(record: ConnectionRecord): void
   settled?(record: ConnectionRecord): void
-  refused?(route: string, reason: RefusalReason, count: number): void
+  refused?(route: string, reason: RefusalReason, count: number, observed: boolean): void
 }
+
+/** Totals as they are stored. */
+export interface TotalsSnapshot {
+  /** When it was made: live flows that opened before are in it. */
+  at: number
+  routes: Record<string, StoredRoute>
+}
+
+interface StoredRoute extends StoredAccount {
+  refused: RouteTotals['refused']
+  observed: RouteTotals['observed']
+  targets: Record<string, StoredAccount>
+}
+
+interface RouteAccount {
+  all: Account
+  targets: Map<string, Account>
+  /** What totals() answers: the accounts' own objects, so brought up to date by all that happens. */
+  shown: RouteTotals & { targets: Map<string, TargetTotals> }
+}
+
+type Count = Pick<ConnectionRecord, 'id' | 'bytesIn' | 'bytesOut' | 'state'>
 
 export class ConnectionTable {
   readonly #proxied = new Map<string, ConnectionRecord>()
-  readonly #totals = new Map<string, RouteTotals>()
+  readonly #routes = new Map<string, RouteAccount>()
   readonly #observers = new Set<ConnectionObserver>()
+  /** Flows that opened before this are in the restored totals, until adopted() says that all of them were seen. */
+  #restoredAt = -Infinity
   /** Settled twice or never opened: should stay 0; a metric, so that somebody notices. */
   anomalies = 0
 
@@ -39,22 +74,29 @@ export class ConnectionTable {
     }
     for (const change of events.changed) {
       const record = this.#proxied.get(change.id)
-      if (!record) continue
-      if (change.route !== undefined && change.route !== record.route) this.#moveRoute(record, change.route)
-      Object.assign(record, change)
+      if (record) this.#change(record, change)
     }
     for (const record of events.settled) {
       // One that opened and settled within a batch comes here only.
       const known = this.#proxied.get(record.id)
-      if (!known) this.#opened(record)
-      else if (known.route !== record.route) this.#moveRoute(known, record.route)
+      if (known) this.#change(known, record)
+      else this.#opened(record)
       this.#proxied.delete(record.id)
-      this.settled(record)
+      this.#closed(record)
     }
-    for (const { route, reason, count } of events.refused) {
+    for (const { route, reason, count, observed = false } of events.refused) {
       const totals = this.totals(route)
-      totals.refused[reason] = (totals.refused[reason] ?? 0) + count
-      for (const observer of this.#observers) observer.refused?.(route, reason, count)
+      const counts = observed ? totals.observed : totals.refused
+      counts[reason] = (counts[reason] ?? 0) + count
+      for (const observer of this.#observers) observer.refused?.(route, reason, count, observed)
+    }
+  }
+
+  /** Counts of live connections, as a worker has them now. */
+  sampled(counts: Count[]) {
+    for (const count of counts) {
+      const record = this.#proxied.get(count.id)
+      if (record) this.#change(record, count)
     }
   }
 
@@ -63,50 +105,134 @@ export class ConnectionTable {
     for (const record of [...this.#proxied.values()]) {
       if (!record.id.startsWith(prefix)) continue
       this.#proxied.delete(record.id)
-      this.settled({ ...record, state: 'closed', closedAt: new Date(nowMs).toISOString(), reason: 'worker_died' })
+      this.#closed({ ...record, state: 'closed', closedAt: new Date(nowMs).toISOString(), reason: 'worker_died' })
     }
   }
 
-  // ---- both planes ----
-
   #opened(record: ConnectionRecord) {
-    const totals = this.totals(record.route)
-    totals.now++
-    totals.total++
+    for (const account of this.#accounts(record.route, record.target)) {
+      accountOpened(account, false, false)
+      accountCarried(account, carriedBy(record), false, false)
+    }
     for (const observer of this.#observers) observer.opened?.(record)
   }
 
-  /** A kernel flow opened: counted without making its record. */
-  flowOpened(route: string) {
-    const totals = this.totals(route)
-    totals.now++
-    totals.total++
+  #change(record: ConnectionRecord, change: Partial<ConnectionRecord>) {
+    const { route, target, bytesIn, bytesOut } = record
+    const before = this.#accounts(route, target)
+    Object.assign(record, change)
+    const after = this.#accounts(record.route, record.target)
+    const carried = carriedBy({ bytesIn, bytesOut })
+    if (before[0] !== after[0]) accountMoved(before[0]!, after[0]!, carried)
+    if (before[1] !== after[1]) accountMoved(before[1] ?? emptyAccount(), after[1] ?? emptyAccount(), carried)
+    if (record.bytesIn === bytesIn && record.bytesOut === bytesOut) return
+    const more = carriedBy({ bytesIn: record.bytesIn - bytesIn, bytesOut: record.bytesOut - bytesOut })
+    for (const account of after) accountCarried(account, more, false, false)
   }
 
-  settled(record: ConnectionRecord) {
-    const totals = this.totals(record.route)
-    totals.now--
-    totals.bytesIn += record.bytesIn
-    totals.bytesOut += record.bytesOut
-    totals.reasons[record.reason!] = (totals.reasons[record.reason!] ?? 0) + 1
+  #closed(record: ConnectionRecord) {
+    for (const account of this.#accounts(record.route, record.target)) accountClosed(account, record.reason!, null)
     for (const observer of this.#observers) observer.settled?.(record)
   }
 
-  #moveRoute(record: ConnectionRecord, route: string) {
-    const [from, to] = [this.totals(record.route), this.totals(route)]
-    from.now--
-    from.total--
-    to.now++
-    to.total++
-    record.route = route
+  // ---- kernel flows: counted without making their records ----
+
+  flowOpened(route: string, target: string, openedMs: number) {
+    const counted = openedMs <= this.#restoredAt
+    for (const account of this.#accounts(route, target)) accountOpened(account, true, counted)
   }
 
-  totals(route: string): RouteTotals {
-    let totals = this.#totals.get(route)
-    if (!totals)
-      this.#totals.set(route, (totals = { now: 0, total: 0, bytesIn: 0, bytesOut: 0, reasons: {}, refused: {} }))
-    return totals
+  /** What a flow has carried beyond what was said before. */
+  flowCarried(route: string, target: string, openedMs: number, more: Carried) {
+    const counted = openedMs <= this.#restoredAt
+    for (const account of this.#accounts(route, target)) accountCarried(account, more, true, counted)
   }
+
+  /** Over. All that it carried has been told by flowCarried; `carried` is the sum of that. */
+  flowSettled(record: ConnectionRecord, carried: Carried) {
+    for (const account of this.#accounts(record.route, record.target)) accountClosed(account, record.reason!, carried)
+    for (const observer of this.#observers) observer.settled?.(record)
+  }
+
+  // ---- totals ----
+
+  totals(route: string): RouteTotals {
+    return this.#route(route).shown
+  }
+
+  #route(name: string): RouteAccount {
+    const known = this.#routes.get(name)
+    if (known) return known
+    const idle =
+      this.#routes.size < ROUTE_TOTALS_MAX
+        ? undefined
+        : firstIdle([...this.#routes].map(([route, { shown }]) => [route, shown]))
+    if (idle !== undefined) this.#routes.delete(idle)
+    return this.#add(name, emptyAccount(), new Map())
+  }
+
+  #add(name: string, all: Account, targets: Map<string, Account>): RouteAccount {
+    const ofTargets = new Map([...targets].map(([target, account]) => [target, account.shown]))
+    const account = { all, targets, shown: Object.assign(all.shown, { refused: {}, observed: {}, targets: ofTargets }) }
+    this.#routes.set(name, account)
+    return account
+  }
+
+  /** Of the route, and of its target when it has one. */
+  #accounts(route: string, target: string | null): Account[] {
+    const { all, targets, shown } = this.#route(route)
+    if (target === null) return [all]
+    let account = targets.get(target)
+    if (!account) {
+      const idle = targets.size < TARGET_TOTALS_MAX ? undefined : firstIdle(shown.targets)
+      if (idle !== undefined) {
+        targets.delete(idle)
+        shown.targets.delete(idle)
+      }
+      targets.set(target, (account = emptyAccount()))
+      shown.targets.set(target, account.shown)
+    }
+    return [all, account]
+  }
+
+  /** For a file: everything that restore() takes. */
+  snapshot(nowMs: number): TotalsSnapshot {
+    const stored = ({ all, targets, shown }: RouteAccount): StoredRoute => ({
+      ...storeAccount(all),
+      refused: { ...shown.refused },
+      observed: { ...shown.observed },
+      targets: Object.fromEntries([...targets].map(([target, account]) => [target, storeAccount(account)])),
+    })
+    return {
+      at: nowMs,
+      routes: Object.fromEntries([...this.#routes].map(([name, account]) => [name, stored(account)])),
+    }
+  }
+
+  /** Call before anything is counted. Connections that user space carried are over since; kernel flows live on and are counted
+   *  from their first byte when they are adopted, of which the totals have a part already. */
+  restore(snapshot: TotalsSnapshot) {
+    this.#restoredAt = snapshot.at
+    for (const [name, stored] of Object.entries(snapshot.routes).slice(-ROUTE_TOTALS_MAX)) {
+      const targets = Object.entries(stored.targets ?? {}).slice(-TARGET_TOTALS_MAX)
+      const { shown } = this.#add(
+        name,
+        restoreAccount(stored),
+        new Map(targets.map(([target, account]) => [target, restoreAccount(account)])),
+      )
+      shown.refused = restoreCounts(stored.refused)
+      shown.observed = restoreCounts(stored.observed)
+    }
+  }
+
+  /** Every flow that outlived the last run has been seen. */
+  adopted() {
+    this.#restoredAt = -Infinity
+    for (const { all, targets } of this.#routes.values())
+      for (const account of [all, ...targets.values()]) accountAdopted(account)
+  }
+
+  // ---- looking ----
 
   get size() {
     return this.#proxied.size
@@ -119,4 +245,16 @@ export class ConnectionTable {
   get(id: string) {
     return this.#proxied.get(id)
   }
+}
+
+const carriedBy = ({ bytesIn, bytesOut }: Pick<ConnectionRecord, 'bytesIn' | 'bytesOut'>): Carried => ({
+  ...NOTHING_CARRIED,
+  bytesIn,
+  bytesOut,
+})
+
+/** The name that came first of those without a connection. */
+function firstIdle(totals: Iterable<[string, TargetTotals]>): string | undefined {
+  for (const [name, { now }] of totals) if (now === 0) return name
+  return undefined
 }

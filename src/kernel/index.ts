@@ -114,8 +114,7 @@ export class KernelPlane {
     )
     this.flows = new FlowTable((number) => this.routeName(number), {
       opened: (number, target, openedMs) => options.flowOpened(this.routeName(number), target, openedMs),
-      carried: (number, target, openedMs, more) =>
-        options.flowCarried(this.routeName(number), target, openedMs, more),
+      carried: (number, target, openedMs, more) => options.flowCarried(this.routeName(number), target, openedMs, more),
       settled: (record, _number, carried) => options.flowSettled(record, carried),
       lost: () => {
         this.lost++

@@ -2,13 +2,23 @@
 import { describe, expect, test } from 'bun:test'
 import { FlowTable } from '../../src/connections/flows.ts'
 import type { ConnectionRecord } from '../../src/connections/record.ts'
+import { NOTHING_CARRIED, type Carried } from '../../src/connections/totals.ts'
 import { ENDS, nativeFlow, STATUS, TCP, type Flow } from './native-flow.ts'
 
 function setUp(entries: 'gone' | 'ended' | 'alive' = 'gone') {
   const settled: ConnectionRecord[] = []
-  const seen = { opened: 0, lost: 0, dumped: [] as [number, number][], nft: [] as number[] }
+  const seen = {
+    opened: 0,
+    lost: 0,
+    dumped: [] as [number, number][],
+    nft: [] as number[],
+    carried: { ...NOTHING_CARRIED },
+  }
   const table = new FlowTable((number) => `route${number}`, {
     opened: () => seen.opened++,
+    carried: (_number, _target, _opened, more) => {
+      for (const key of Object.keys(more) as (keyof Carried)[]) seen.carried[key] += more[key]
+    },
     settled: (record) => settled.push(record),
     lost: () => seen.lost++,
     // What the kernel would still know of a flow: nothing, that both FINs have passed, or that it goes on.
