@@ -128,7 +128,7 @@ test('H12, H17: the UDP port of a route is held while it is configured; who has 
 
   expect((await gateway.putRoutes([dns])).status).toBe(200)
   expect(await bound(lab.gateway)).toEqual(['*:8500'])
-  expect(occupy(lab.gateway, 'udp', lab.gateway.clientSide4, 8500)).rejects.toThrow('is taken')
+  await expect(occupy(lab.gateway, 'udp', lab.gateway.clientSide4, 8500)).rejects.toThrow('is taken')
   // One address beside all of them, alone, and all of them again.
   const one = forward('one', 8500, to, {}, { match: { ...udp.match, addresses: [lab.gateway.clientSide4] } })
   for (const [routes, sockets] of [
