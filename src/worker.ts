@@ -22,7 +22,12 @@ export async function runWorker(): Promise<void> {
   const log = (level: 'debug' | 'info' | 'warn' | 'error', message: string, fields?: Record<string, unknown>) =>
     channel.send({ type: 'log', level, message, fields })
   const plane = new UserPlane(
-    { report: (events) => channel.send({ type: 'connections', ...events }), log },
+    {
+      report: (events) => channel.send({ type: 'connections', ...events }),
+      dialed: (dials) => channel.send({ type: 'dialed', dials }),
+      checked: (results) => channel.send({ type: 'checked', results }),
+      log,
+    },
     { idPrefix: start.idPrefix, configFile: start.configFile },
   )
 
@@ -55,8 +60,18 @@ export async function runWorker(): Promise<void> {
         })
         return
       }
+      case 'routes':
+        applying = applying.then(async () => void (await plane.updateRoutes(message.routes)))
+        return
+      case 'health':
+        plane.check(message.checks)
+        return
       case 'close':
         plane.close(message.id, message.reason)
+        return
+      case 'closeTarget':
+        // Behind the change that leaves the target out: what is closed before it could come back to it.
+        applying = applying.then(() => plane.closeTarget(message.route, message.endpoint, message.reason))
         return
       case 'drain':
         plane.drain(message.route, message.deadlineMs)

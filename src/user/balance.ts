@@ -1,8 +1,14 @@
 // Which target a connection gets, and which one next when that fails. Numbers only: nothing here knows a socket.
+import { endpointKey } from '../base/addresses.ts'
 import type { UserTarget } from '../plan/types.ts'
 
 export interface Slot {
-  readonly target: UserTarget
+  /** With its present weight. */
+  target: UserTarget
+  /** Identity of the endpoint within the route. */
+  readonly endpoint: string
+  /** Its last connect failed: the next success is worth a word. */
+  failing: boolean
   /** Connections that have or are opening it. */
   active: number
   /** Smooth weighted round-robin: what the target is owed. */
@@ -11,15 +17,32 @@ export interface Slot {
 }
 
 export class Balancer {
-  readonly slots: readonly Slot[]
+  /** Those that take connections now. */
+  slots: readonly Slot[] = []
+  /** Of every target there is, by seed; one that is configured twice has two. */
+  #known = new Map<string, Slot[]>()
 
   constructor(
     targets: readonly UserTarget[],
     readonly balance: 'round-robin' | 'source-hash' | 'least-connections',
   ) {
-    this.slots = targets
-      .filter((target) => target.weight > 0)
-      .map((target) => ({ target, active: 0, credit: 0, seed: JSON.stringify([target.host, target.port]) }))
+    this.retarget(targets)
+  }
+
+  /** Targets come, go and change their weight; what is known of those that stay is kept. */
+  retarget(targets: readonly UserTarget[]) {
+    const before = this.#known
+    this.#known = new Map()
+    const all = targets.map((target) => {
+      const seed = JSON.stringify([target.host, target.port])
+      const slot = before.get(seed)?.shift() ?? newSlot(target, seed)
+      slot.target = target
+      const same = this.#known.get(seed)
+      if (same) same.push(slot)
+      else this.#known.set(seed, [slot])
+      return slot
+    })
+    this.slots = all.filter((slot) => slot.target.weight > 0)
   }
 
   /** undefined: no target is left that was not tried. */
@@ -35,6 +58,15 @@ export class Balancer {
     return roundRobin(left)
   }
 }
+
+const newSlot = (target: UserTarget, seed: string): Slot => ({
+  target,
+  endpoint: endpointKey(target.host, target.port),
+  failing: false,
+  active: 0,
+  credit: 0,
+  seed,
+})
 
 const load = (slot: Slot) => slot.active / slot.target.weight
 

@@ -4,6 +4,7 @@ import { formatEnd, ipBytes } from '../base/addresses.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { Slot } from './balance.ts'
+import type { Dials } from './dials.ts'
 import { End, type Consumer, type Owner } from './end.ts'
 import type { Reported, Reporter } from './report.ts'
 import type { LiveRoute } from './route.ts'
@@ -14,6 +15,8 @@ import { Timed, type Timers } from './timers.ts'
 export interface Services {
   readonly timers: Timers
   readonly reporter: Reporter
+  /** How dialling targets goes. */
+  readonly dials: Dials
   readonly table: Map<string, Connection>
   readonly log: (level: 'debug' | 'info' | 'warn' | 'error', message: string, fields?: Record<string, unknown>) => void
   /** Connections in the relay now. */
@@ -88,8 +91,10 @@ export class Connection extends Timed implements Owner, Reported {
   admit(route: LiveRoute): boolean {
     const refused = refusalFor(route, this.clientIp, this, this.openedAt)
     if (refused !== undefined) this.services.reporter.refused(route.name, refused)
-    if (route.plan.action.type === 'block') this.services.reporter.refused(route.name, 'blocked')
-    if ((refused !== undefined && !route.rules.observe) || route.plan.action.type === 'block') {
+    const enforced = refused !== undefined && !route.rules.observe
+    const shut = enforced ? undefined : route.shut
+    if (shut !== undefined) this.services.reporter.refused(route.name, shut)
+    if (enforced || shut !== undefined) {
       this.discard()
       return false
     }

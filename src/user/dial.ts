@@ -3,11 +3,11 @@
 import { lookup } from 'node:dns/promises'
 import { canonicalIp, formatEnd } from '../base/addresses.ts'
 import { DIAL_ADDRESSES_MAX, DIAL_TARGETS_MAX } from '../base/limits.ts'
-import { cString, native, ptr } from '../base/native.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { Slot } from './balance.ts'
+import { connectEnd, isConnected, isOurs, type Began } from './connect.ts'
 import { of, type Attachment, type Connection } from './connection.ts'
-import { End, endHandlers, type Consumer } from './end.ts'
+import { End, type Consumer } from './end.ts'
 
 /** Called with connection.target open. Shared functions, not closures. */
 export type OnOpen = (connection: Connection) => void
@@ -17,6 +17,7 @@ export class Dial implements Attachment {
   #slot!: Slot
   #addresses: string[] = []
   #reason: CloseReason = 'target_unreachable'
+  #startedAt = 0
   #released = false
 
   constructor(
@@ -39,6 +40,7 @@ export class Dial implements Attachment {
     this.#tried.push(slot)
     this.#slot = connection.slot = slot
     slot.active++
+    this.#startedAt = Date.now()
     connection.arm(connectMs(connection), timedOut)
     const { host } = slot.target
     if (host.kind === 'name') this.#resolve(slot, host.name).catch((error) => connection.crashed(error))
@@ -58,13 +60,20 @@ export class Dial implements Attachment {
 
   /** Nothing answered. */
   timedOut() {
-    this.#reason = 'connect_timeout'
+    this.#failed('connect_timeout')
+    this.skip('connect_timeout')
+  }
+
+  /** Gives this target up for the next one. */
+  skip(reason: CloseReason) {
+    this.#reason = reason
     this.connection.target?.reset()
     this.next()
   }
 
   opened() {
     this.#released = true
+    if (this.#slot.failing) this.connection.services.dials.succeeded(this.connection, this.#slot, this.#startedAt)
     this.connection.attachment = null
     this.connection.target!.consumer = waiting
     this.onOpen(this.connection)
@@ -73,8 +82,13 @@ export class Dial implements Attachment {
   failed(code: string | undefined) {
     this.#reason =
       code === 'ETIMEDOUT' ? 'connect_timeout' : REFUSED.has(code) ? 'target_refused' : 'target_unreachable'
+    if (!isOurs(code)) this.#failed(this.#reason)
     if (this.#addresses.length > 0) this.#attempt()
     else this.next()
+  }
+
+  #failed(reason: CloseReason) {
+    this.connection.services.dials.failed(this.connection, this.#slot, this.#startedAt, reason)
   }
 
   async #resolve(slot: Slot, name: string) {
@@ -94,33 +108,19 @@ export class Dial implements Attachment {
     const { connection } = this
     const { host, port } = this.#slot.target
     const to = port ?? connection.port
-    let fd: number
+    const target = (connection.target = new End(connection, dialing))
+    let began: Began
     if (host.kind === 'unix') {
       connection.targetName = `unix:${host.path}`
-      fd = native().sluice_connect_unix(ptr(cString(host.path)))
+      began = connectEnd(target, undefined, 0, host.path)
     } else {
       const address = this.#addresses.shift()!
       connection.targetName = formatEnd(address, to)
-      fd = native().sluice_connect(ptr(cString(address)), to)
+      began = connectEnd(target, address, to)
     }
-    if (fd < 0) return this.failed(ERRNO[-fd])
-    const target = (connection.target = new End(connection, dialing))
-    // Its promise says nothing that the handlers do not.
-    Bun.connect({ fd, allowHalfOpen: true, data: target, socket: targetHandlers }).catch(ignore)
-    // `open` came during the call: connected already (unix, loopback), or `drain` will tell.
-    const { socket } = target
-    if (!socket) return this.failed(undefined)
-    if (host.kind === 'unix' || socket.remotePort !== undefined) this.opened()
+    if (began === 'connected') this.opened()
+    else if (began !== 'connecting') this.failed(began.error)
   }
-}
-
-const ignore = () => {}
-
-const targetHandlers = {
-  ...endHandlers,
-  open(socket: NonNullable<End['socket']>) {
-    socket.data.socket = socket
-  },
 }
 
 function timedOut(connection: Connection) {
@@ -143,7 +143,7 @@ const dialing: Consumer = {
   },
   ended() {},
   drained(end) {
-    if (end.socket!.remotePort !== undefined) dialOf(end).opened()
+    if (isConnected(end)) dialOf(end).opened()
     // else the connect has failed: closed() follows.
   },
   closed(end, error) {
@@ -166,5 +166,3 @@ const waiting: Consumer = {
 }
 
 const REFUSED = new Set<string | undefined>(['ECONNREFUSED', 'ECONNRESET', 'EAGAIN', 'EPIPE'])
-/** What connect(2) can answer at once (asm-generic/errno.h); anything else is an unreachable target too. */
-const ERRNO: Record<number, string> = { 11: 'EAGAIN', 104: 'ECONNRESET', 110: 'ETIMEDOUT', 111: 'ECONNREFUSED' }

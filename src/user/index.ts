@@ -3,11 +3,15 @@
 import type { Socket } from 'bun'
 import { native } from '../base/native.ts'
 import { DESCRIPTORS_RESERVED } from '../base/limits.ts'
-import type { ToControl, WorkerPlan } from '../channel/messages.ts'
+import type { CheckResult, DialReport, HealthCheck, ToControl, WorkerPlan } from '../channel/messages.ts'
 import type { ConnectionEvents } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
+import type { UserRoute } from '../plan/types.ts'
 import { Connection, type Services } from './connection.ts'
+import { Dial } from './dial.ts'
+import { Dials } from './dials.ts'
 import type { End } from './end.ts'
+import { HealthChecks } from './health.ts'
 import { Listener, plainIp } from './listen.ts'
 import { opening } from './opening.ts'
 import { chooseUnread, peek } from './peek.ts'
@@ -33,12 +37,15 @@ export class UserPlane implements Services {
   readonly timers = new Timers()
   readonly table = new Map<string, Connection>()
   readonly reporter: Reporter
+  readonly dials: Dials
   readonly log: Log
   spliced = 0
   readonly #idPrefix: string
   readonly #configFile: string | undefined
   readonly #listeners = new Map<string, Listener>()
   readonly #deadlines = new Set<Drain>()
+  readonly #checks: HealthChecks
+  #plan: WorkerPlan | undefined
   #routes = new Map<string, LiveRoute>()
   /** By name, and kept while a removed route still carries something: it may come back. */
   readonly #counters = new Map<string, Counters>()
@@ -49,10 +56,22 @@ export class UserPlane implements Services {
   #over = false
 
   constructor(
-    out: { report(events: ConnectionEvents): void; log: Log },
+    out: {
+      report(events: ConnectionEvents): void
+      dialed?(dials: DialReport[]): void
+      checked?(results: CheckResult[]): void
+      log: Log
+    },
     options: { idPrefix: string; configFile?: string },
   ) {
     this.reporter = new Reporter((events) => out.report(events))
+    this.dials = new Dials((dials) => out.dialed?.(dials))
+    this.#checks = new HealthChecks({
+      timers: this.timers,
+      checked: (results) => out.checked?.(results),
+      crashed: (error) =>
+        this.log('error', 'A health check ended by a mistake in the gateway', { error: String(error) }),
+    })
     this.log = (level, message, fields) => out.log(level, message, fields)
     this.#idPrefix = options.idPrefix
     this.#configFile = options.configFile
@@ -61,6 +80,11 @@ export class UserPlane implements Services {
 
   get size() {
     return this.table.size
+  }
+
+  /** Health checks that run now. */
+  get checking() {
+    return this.#checks.running
   }
 
   /** Carries out the whole of a plan, one after the other. Answers what could not be carried out; the rest serves. */
@@ -80,8 +104,8 @@ export class UserPlane implements Services {
     await Promise.all(
       plan.routes.map(async (user) => {
         const before = this.#routes.get(user.name)
-        const same = before && Bun.deepEquals(before.plan, user)
-        const route = same ? before : new LiveRoute(user, this.#countersOf(user.name))
+        const same = before?.retarget(user)
+        const route = same ? before! : new LiveRoute(user, this.#countersOf(user.name))
         if (!same) await route.prepare(this.#configFile)
         for (const message of route.problems) problems.push({ route: user.name, message })
         const message = route.setCertificate(plan.certificates[user.name])
@@ -90,9 +114,31 @@ export class UserPlane implements Services {
       }),
     )
     this.#routes = routes
+    this.#plan = plan
     for (const [name, { total }] of this.#counters) if (total === 0 && !routes.has(name)) this.#counters.delete(name)
     this.#listen(plan, descriptors, problems)
     return problems
+  }
+
+  /** Routes of the plan anew, without the rest of it. */
+  updateRoutes(routes: UserRoute[]): Promise<Problem[]> {
+    const done = this.#applying.then(() => this.#update(routes))
+    this.#applying = done.catch(() => {})
+    return done
+  }
+
+  #update(routes: UserRoute[]): Problem[] | Promise<Problem[]> {
+    const other = routes.filter((user) => this.#routes.get(user.name)?.retarget(user) === false)
+    const plan = this.#plan
+    if (!plan) return []
+    const newest = new Map(routes.map((user) => [user.name, user]))
+    this.#plan = { ...plan, routes: plan.routes.map((user) => newest.get(user.name) ?? user) }
+    return other.length > 0 ? this.#apply(this.#plan, new Map()) : []
+  }
+
+  /** The health checks to make from now on: all of them. */
+  check(checks: HealthCheck[]) {
+    if (!this.#stopped) this.#checks.set(checks)
   }
 
   #countersOf(name: string): Counters {
@@ -166,13 +212,22 @@ export class UserPlane implements Services {
   }
 
   get #descriptorsUsed() {
-    return this.table.size * DESCRIPTORS_EACH + this.spliced * DESCRIPTORS_MORE_SPLICED
+    return this.table.size * DESCRIPTORS_EACH + this.spliced * DESCRIPTORS_MORE_SPLICED + this.#checks.running
   }
 
   close(id: string, reason: CloseReason): boolean {
     const connection = this.table.get(id)
     connection?.cut(reason)
     return connection !== undefined
+  }
+
+  /** Ends the connections of a route to one endpoint, at both ends; those that are still being dialled go on to another. */
+  closeTarget(route: string, endpoint: string, reason: CloseReason) {
+    for (const connection of [...this.table.values()]) {
+      if (connection.route?.name !== route || connection.slot?.endpoint !== endpoint) continue
+      if (connection.attachment instanceof Dial) connection.attachment.skip(reason)
+      else connection.cut(reason)
+    }
   }
 
   /** Cuts the connections that the route has now: at once, or those that are left after the deadline. */
@@ -202,6 +257,7 @@ export class UserPlane implements Services {
     if (this.#stopped) return this.#stopped.promise
     this.#stopped = Promise.withResolvers()
     for (const [key, listener] of this.#listeners) this.#unlisten(key, listener)
+    this.#checks.set([])
     const cut = () => {
       for (const connection of [...this.table.values()]) connection.cut('drained')
     }
@@ -232,6 +288,7 @@ export class UserPlane implements Services {
     for (const drain of this.#deadlines) this.timers.disarm(drain)
     this.#deadlines.clear()
     this.reporter.flush()
+    this.dials.flush()
     leaveRelay()
     this.#stopped.resolve()
   }

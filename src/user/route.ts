@@ -1,8 +1,10 @@
 // A route made ready to carry connections: lists compiled, counters attached, TLS material and handler loaded. Built once
-// for each change of a route; connections keep the one they began with.
+// for each change of a route, of which connections keep the one they began with; what changes every few seconds (the weights
+// of targets, draining) is changed in place.
 import tls from 'node:tls'
 import { ROUTE_LOG_INTERVAL_MS } from '../base/limits.ts'
 import type { UserRoute, UserTls } from '../plan/types.ts'
+import type { RefusalReason } from '../connections/reasons.ts'
 import { Balancer } from './balance.ts'
 import { loadHandler, type Invoke } from './handler-module.ts'
 import { Counters, NetworkList, Rate, type Guard } from './security.ts'
@@ -37,7 +39,7 @@ export class LiveRoute implements Choice, Guard {
   #unlogged = 0
 
   constructor(
-    readonly plan: UserRoute,
+    public plan: UserRoute,
     /** Those of the route's earlier version, so that limits go on counting what it carries. */
     readonly counters: Counters,
   ) {
@@ -54,6 +56,21 @@ export class LiveRoute implements Choice, Guard {
     this.block = new NetworkList(security.block)
     this.rate = security.rate ? new Rate(security.rate.count, security.rate.perMs) : null
     this.balancer = action.type === 'forward' ? new Balancer(action.targets, action.balance) : null
+  }
+
+  /** Why it takes no connection now, from whomever. */
+  get shut(): RefusalReason | undefined {
+    if (this.plan.action.type === 'block') return 'blocked'
+    if (this.plan.draining) return 'draining'
+    return this.balancer?.slots.length === 0 ? 'no_target' : undefined
+  }
+
+  /** Takes over a plan of the same route; false where more has changed than its targets and its draining. */
+  retarget(plan: UserRoute): boolean {
+    if (!Bun.deepEquals(steady(this.plan), steady(plan))) return false
+    this.plan = plan
+    if (plan.action.type === 'forward') this.balancer!.retarget(plan.action.targets)
+    return true
   }
 
   /** Reads files and modules. What went wrong is in `problems`; the route then serves what it still can. */
@@ -106,6 +123,13 @@ export class LiveRoute implements Choice, Guard {
     return line
   }
 }
+
+/** What a LiveRoute is built from. */
+const steady = (plan: UserRoute) => ({
+  ...plan,
+  draining: false,
+  action: plan.action.type === 'forward' ? { ...plan.action, targets: [] } : plan.action,
+})
 
 /** The text itself, or a file that holds it. */
 async function pem(source: string | null, problems: string[]): Promise<string | null> {
