@@ -1,4 +1,5 @@
-// One JSON line per closed connection, to standard output or a file. Lines are collected and written in large pieces,
+// One JSON line per closed connection (and for what else is told of connections: refused, still open), to standard output or a
+// file. Lines are collected and written in large pieces,
 // asynchronously; when the destination does not keep up they are dropped and counted, never piled up without end.
 import { open, type FileHandle } from 'node:fs/promises'
 import { write } from 'node:fs'
@@ -39,7 +40,11 @@ export class AccessLog implements ConnectionObserver {
   }
 
   settled(record: ConnectionRecord) {
-    const line = `{"event":"closed",${JSON.stringify(record).slice(1)}\n`
+    this.line('closed', record)
+  }
+
+  line(event: 'closed' | 'open' | 'refused', what: object) {
+    const line = `{"event":"${event}",${JSON.stringify(what).slice(1)}\n`
     if (this.#bytes + line.length > QUEUE_BYTES_MAX) {
       this.dropped++
       return
@@ -56,6 +61,12 @@ export class AccessLog implements ConnectionObserver {
     this.#writing ??= this.#write().finally(() => {
       this.#writing = null
     })
+  }
+
+  /** Resolves when the lines so far have been taken by the destination, or dropped: for who has very many of them. */
+  async flushed() {
+    this.#flush()
+    await this.#writing
   }
 
   async #write() {
