@@ -10,14 +10,61 @@ import type { ConnectionRecord } from '../connections/record.ts'
 export interface Gateway {
   status(): Promise<Record<string, unknown>>
   routes(): Promise<Record<string, unknown>[]>
+  targets(): Promise<TargetView[]>
   connections(): Promise<ConnectionRecord[]>
   close(id: string): Promise<boolean>
+  /** @param request a DrainRequest, as it came: it is checked there. */
+  drain(request: unknown): Promise<DrainAnswer>
+  drains(): Promise<DrainView[]>
+  metrics(): Promise<Exposition>
   reload(): Promise<ReloadResult>
   setRoutes(routes: unknown): Promise<ReloadResult>
   stop(): void
 }
 
 export type ReloadResult = { ok: true; changes: Record<string, string[]> } | { ok: false; problems: Problem[] }
+
+export interface TargetView {
+  route: string
+  /** One entry for each address of a target: "10.0.0.5:8080". */
+  target: string
+  /** As it is configured, where that is something else: "db.internal:5432". */
+  configured?: string
+  state: 'up' | 'down' | 'draining' | 'drained'
+  weight: number
+  /** Of new connections now: 0 when it takes none. */
+  share: number
+  connections: number
+  total: number
+  bytesIn: number
+  bytesOut: number
+  lastError?: string
+}
+
+export interface DrainRequest {
+  route?: string
+  target?: string
+  /** A duration: what is left then is cut. */
+  for?: string
+  undo?: boolean
+}
+export interface DrainView {
+  route?: string
+  target?: string
+  state: 'draining' | 'drained'
+  /** Connections. */
+  left: number
+  since: string
+  /** When what is left is cut; null: never. */
+  until: string | null
+}
+/** drain is null after an undo. */
+export type DrainAnswer = { ok: true; drain: DrainView | null } | { ok: false; status: 400 | 404 | 409; error: string }
+
+export interface Exposition {
+  contentType: string
+  text: string
+}
 
 const BODY_BYTES_MAX = 64 * 1024 * 1024
 /** bind(2): sun_path is 108 bytes. */
@@ -54,6 +101,22 @@ export class AdminServer {
             const body = await request.json().catch(() => undefined)
             const routes = Array.isArray(body) ? body : (body as { routes?: unknown } | undefined)?.routes
             return act(await gateway.setRoutes(routes))
+          },
+        },
+        '/v1/targets': { GET: async () => Response.json({ targets: await gateway.targets() }) },
+        '/v1/drains': { GET: async () => Response.json({ drains: await gateway.drains() }) },
+        '/v1/drain': {
+          POST: async (request) => {
+            const answer = await gateway.drain(await request.json().catch(() => undefined))
+            return answer.ok
+              ? Response.json({ drain: answer.drain })
+              : Response.json({ error: answer.error }, { status: answer.status })
+          },
+        },
+        '/metrics': {
+          GET: async () => {
+            const { contentType, text } = await gateway.metrics()
+            return new Response(text, { headers: { 'content-type': contentType } })
           },
         },
         '/v1/connections': { GET: async () => Response.json({ connections: await gateway.connections() }) },
