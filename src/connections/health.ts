@@ -48,7 +48,7 @@ export interface Failure {
 }
 
 interface State {
-  readonly route: WatchedRoute
+  route: WatchedRoute
   readonly key: string
   checked: boolean
   usable: boolean
@@ -72,7 +72,6 @@ interface State {
 }
 
 interface Route {
-  readonly rules: WatchedRoute
   readonly states: Map<string, State>
   readonly preserves: boolean
 }
@@ -80,32 +79,49 @@ interface Route {
 export class HealthStates {
   #routes = new Map<string, Route>()
   /** Those that wait to be tried again. */
-  #paused = new Set<State>()
+  readonly #paused = new Set<State>()
 
   /** The routes to watch from now on: all of them. What is known of an endpoint that stays is kept. */
   set(routes: WatchedRoute[], nowMs: number): HealthChange[] {
     const before = this.#routes
     this.#routes = new Map()
-    this.#paused = new Set()
     const changes: HealthChange[] = []
-    for (const rules of routes) {
-      const states = new Map<string, State>()
-      for (const { key, checked, usable } of rules.endpoints) {
-        const known = before.get(rules.name)?.states.get(key)
-        const state = known ? { ...known, route: rules } : newState(rules, key, nowMs)
-        state.checked = checked
-        state.usable = usable
-        states.set(key, state)
-        if (!state.up) this.#await(state, state.retryAtMs ?? nowMs + state.pauseMs)
-      }
-      const route = { rules, states, preserves: rules.endpoints.some(({ key }) => key.endsWith(PRESERVE)) }
-      this.#routes.set(rules.name, route)
-      // The endpoint that was left in its place has gone, or has been drained.
-      if (!rules.strict && ![...states.values()].some((state) => state.up && state.usable))
-        for (const state of states.values())
-          if (!state.up) changes.push(this.#rise(state, nowMs, 'no other target is left', true))
+    for (const route of routes) {
+      this.#set(route, before.get(route.name), nowMs, changes)
+      before.delete(route.name)
     }
+    for (const { states } of before.values()) for (const state of states.values()) this.#paused.delete(state)
     return changes
+  }
+
+  /** These routes anew; the others stay. */
+  update(routes: WatchedRoute[], nowMs: number): HealthChange[] {
+    const changes: HealthChange[] = []
+    for (const route of routes) this.#set(route, this.#routes.get(route.name), nowMs, changes)
+    return changes
+  }
+
+  #set(rules: WatchedRoute, before: Route | undefined, nowMs: number, changes: HealthChange[]) {
+    const states = new Map<string, State>()
+    let preserves = false
+    let left = false
+    for (const { key, checked, usable } of rules.endpoints) {
+      const state = states.get(key) ?? before?.states.get(key) ?? newState(rules, key, nowMs)
+      before?.states.delete(key)
+      state.route = rules
+      state.checked = checked
+      state.usable = usable
+      states.set(key, state)
+      if (!state.up) this.#await(state, state.retryAtMs ?? nowMs + state.pauseMs)
+      preserves ||= key.endsWith(PRESERVE)
+      left ||= state.up && usable
+    }
+    if (before) for (const state of before.states.values()) this.#paused.delete(state)
+    this.#routes.set(rules.name, { states, preserves })
+    // The endpoint that was left in its place has gone, or has been drained.
+    if (!rules.strict && !left)
+      for (const state of states.values())
+        if (!state.up) changes.push(this.#rise(state, nowMs, 'no other target is left', true))
   }
 
   /** The result of a check: null for a good one. */
@@ -223,7 +239,8 @@ export class HealthStates {
   /** Checks bring back what they watch; the rest waits for its next trial. */
   #await(state: State, untilMs: number) {
     state.retryAtMs = state.checked ? null : untilMs
-    if (!state.checked) this.#paused.add(state)
+    if (state.checked) this.#paused.delete(state)
+    else this.#paused.add(state)
   }
 }
 
