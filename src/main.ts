@@ -91,6 +91,7 @@ listing('doctor', 'check the machine: what stands in the way of the gateway, and
 for (const [name, description] of [
   ['status', 'show how the gateway does'],
   ['routes', 'list the routes: what carries them now, and why'],
+  ['targets', 'list the targets of every route: whether they are up, and what they carry'],
   ['connections', 'list the live connections, kernel flows and proxied ones'],
 ] as const)
   listing(name, description).action(async (options: ClientOptions) => {
@@ -103,6 +104,15 @@ listing('close', 'end one connection at both sides')
   .action(async (id: string, options: ClientOptions) => {
     const { act } = await import('./commands/client.ts')
     process.exitCode = await act('DELETE', `/v1/connections/${encodeURIComponent(id)}`, options)
+  })
+
+listing('drain', 'take a route or a target out: no new connections, the ones that are there finish')
+  .argument('<route|target>', 'a route by its name, or a target as "sluice targets" shows it')
+  .option('--for <duration>', 'cut what is left after this long, "10m"; without it drain waits')
+  .option('--undo', 'put it back')
+  .action(async (what: string, options: ClientOptions & { for?: string; undo?: boolean }) => {
+    const { drain } = await import('./commands/drain.ts')
+    process.exitCode = await drain(what, options)
   })
 
 listing('reload', 'read the configuration again and apply what changed').action(async (options: ClientOptions) => {

@@ -3,9 +3,10 @@ import type { ConnectionRecord } from '../connections/record.ts'
 import { DEFAULT_SOCKET } from '../base/about.ts'
 import type { Problem } from '../config/check.ts'
 import { loadConfig } from '../config/load.ts'
+import type { TargetView } from '../observe/admin.ts'
 import { printProblems, table } from './shared.ts'
 
-interface ClientOptions {
+export interface ClientOptions {
   admin?: string
   config?: string
   json?: boolean
@@ -18,10 +19,17 @@ async function socketOf(options: ClientOptions): Promise<string> {
   return (loaded.ok && loaded.config.admin?.socket) || DEFAULT_SOCKET
 }
 
-async function ask(method: string, path: string, options: ClientOptions): Promise<Response | string> {
+/** A sentence when no gateway answers. */
+export async function ask(
+  method: string,
+  path: string,
+  options: ClientOptions,
+  body?: object,
+): Promise<Response | string> {
   const socket = await socketOf(options)
   try {
-    return await fetch(`http://sluice${path}`, { method, unix: socket } as RequestInit)
+    const init = { method, unix: socket, ...(body ? { body: JSON.stringify(body) } : {}) }
+    return await fetch(`http://sluice${path}`, init as RequestInit)
   } catch (error) {
     const code = (error as { code?: string }).code
     const why =
@@ -32,7 +40,10 @@ async function ask(method: string, path: string, options: ClientOptions): Promis
   }
 }
 
-export async function show(what: 'status' | 'routes' | 'connections', options: ClientOptions): Promise<number> {
+export async function show(
+  what: 'status' | 'routes' | 'connections' | 'targets',
+  options: ClientOptions,
+): Promise<number> {
   const answer = await ask('GET', `/v1/${what}`, options)
   if (typeof answer === 'string' || !answer.ok) return fail(typeof answer === 'string' ? answer : await answer.text())
   const body = await answer.json()
@@ -60,7 +71,7 @@ export async function act(method: string, path: string, options: ClientOptions):
   return 0
 }
 
-function fail(message: string): number {
+export function fail(message: string): number {
   process.stderr.write(`sluice: ${message}\n`)
   return 1
 }
@@ -94,6 +105,21 @@ const VIEWS = {
         size(route.bytesIn),
         size(route.bytesOut),
         route.reason,
+      ]),
+    ),
+  targets: ({ targets }: { targets: TargetView[] }) =>
+    table(
+      ['ROUTE', 'TARGET', 'STATE', 'WEIGHT', 'NOW', 'TOTAL', 'IN', 'OUT', 'WHY'],
+      targets.map((one) => [
+        one.route,
+        one.configured === undefined ? one.target : `${one.target} (${one.configured})`,
+        one.state,
+        String(Math.round(one.weight * 100) / 100),
+        String(one.connections),
+        String(one.total),
+        size(one.bytesIn),
+        size(one.bytesOut),
+        one.lastError ?? '',
       ]),
     ),
   connections: ({ connections }: { connections: ConnectionRecord[] }) =>
