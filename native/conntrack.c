@@ -10,9 +10,11 @@
 #include <errno.h>
 #include <libmnl/libmnl.h>
 #include <linux/netfilter/nf_conntrack_common.h>
+#include <linux/netfilter/nf_conntrack_tcp.h>
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netfilter/nfnetlink_conntrack.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -32,8 +34,10 @@
 #define DATAGRAM_BYTES 4096               /* the kernel makes no notification larger than a page */
 #define EVENTS_PER_ROUND 4096             /* then dumps and nft have their turn */
 #define READS 32                          /* flows whose counters are asked for with one system call */
+#define LOST_NS 1000000000                /* an overrun that does not end is told this often */
 
 _Static_assert(sizeof(struct sluice_flow) == 160, "the layout is shared with TypeScript");
+_Static_assert(sizeof(struct sluice_ct_ended) == 48, "the layout is shared with TypeScript");
 
 static struct {
   struct mnl_socket *events, *nft, *dumps, *reads, *queries;
@@ -42,8 +46,13 @@ static struct {
   int out, wake;
   pthread_t thread;
   volatile int stopping;
-  _Atomic uint32_t dump_wanted; /* request number + 1, 0 for none: a later request replaces an unserved one */
-  uint16_t dumping;             /* request number being served */
+  pthread_mutex_t wish;         /* over the next two */
+  uint32_t dump_wanted;         /* request number + 1, 0 for none: a later request replaces an unserved one */
+  struct sluice_ct_ended ended_wanted;
+  uint16_t dumping;             /* request number being served, and which ended entries it lists */
+  struct sluice_ct_ended listed;
+  uint64_t heard_ns;            /* no event older than this is missing */
+  uint64_t lost_ns;             /* when the overrun was noticed, or last told, that has not ended yet; else 0 */
   int nft_touched;
   struct sluice_flow *ended[READS]; /* staged records that wait for their counters */
   unsigned ended_count;
@@ -102,6 +111,18 @@ static int over(const struct sluice_flow *flow) {
   return (flow->mark & both) == both || (flow->mark & (SLUICE_RST_CLIENT | SLUICE_RST_TARGET));
 }
 
+/* The same of an entry that is listed: its state tells too. */
+static int has_ended(const struct sluice_flow *flow) {
+  return over(flow) || (flow->protocol == IPPROTO_TCP && (flow->tcp_state == TCP_CONNTRACK_TIME_WAIT || flow->tcp_state == TCP_CONNTRACK_CLOSE));
+}
+
+/* A busy gateway has a million entries in TIME_WAIT: of those only what somebody may not know is worth a record. */
+static int is_listed(const struct sluice_flow *flow) {
+  if (!has_ended(flow)) return 1;
+  unsigned states = sizeof ct.listed.least_timeout_s / sizeof ct.listed.least_timeout_s[0];
+  return flow->start_ns >= ct.listed.started_ns && flow->tcp_state < states && flow->timeout_s >= ct.listed.least_timeout_s[flow->tcp_state];
+}
+
 /* The counters of flows that have just ended: UPDATE carries none. Many requests in one send, each with one answer. A flow
  * whose entry has gone already stays uncounted here: DESTROY brings its counters. */
 static void read_ended(void) {
@@ -142,9 +163,17 @@ static int on_event(const struct nlmsghdr *message, void *data) {
   ct_parse_flow(message, &flow);
   if (!is_ours(&flow)) return MNL_CB_OK;
   int type = message->nlmsg_type & 0xff;
-  if (type == IPCTNL_MSG_CT_DELETE) flow.kind = SLUICE_FLOW_DESTROY;
-  else if (message->nlmsg_flags & (NLM_F_CREATE | NLM_F_EXCL)) flow.kind = SLUICE_FLOW_NEW;
+  if (type == IPCTNL_MSG_CT_DELETE) {
+    flow.kind = SLUICE_FLOW_DESTROY;
+    /* The socket that asked for it; 0 when the kernel did on its own: expired. */
+    if (message->nlmsg_pid != mnl_socket_get_portid(ct.queries)) flow.error = message->nlmsg_pid;
+  } else if (message->nlmsg_flags & (NLM_F_CREATE | NLM_F_EXCL)) flow.kind = SLUICE_FLOW_NEW;
   else flow.kind = over(&flow) ? SLUICE_FLOW_CLOSED : SLUICE_FLOW_UPDATE;
+  /* The one event that comes in between, of one flow in eight (nft/sluice.nft); it does not tell the state. */
+  if (flow.kind == SLUICE_FLOW_UPDATE && flow.protocol == IPPROTO_TCP && (flow.status & IPS_ASSURED) && flow.tcp_state == TCP_CONNTRACK_NONE) {
+    flow.tcp_state = TCP_CONNTRACK_ESTABLISHED;
+    flow.established_ns = flow.event_ns;
+  }
   struct sluice_flow *ended = stage_event(&flow);
   if (ended) ct.ended[ct.ended_count++] = ended;
   if (ct.ended_count == READS) read_ended();
@@ -156,8 +185,7 @@ static int on_dumped(const struct nlmsghdr *message, void *data) {
   struct sluice_flow flow = {.kind = SLUICE_FLOW_DUMPED, .request = ct.dumping};
   ct_parse_flow(message, &flow);
   flow.request = ct.dumping;
-  /* A busy gateway has a million entries in TIME_WAIT: what has ended is not worth a record. */
-  if (is_ours(&flow) && !over(&flow)) *stage_append(flow.kind) = flow;
+  if (is_ours(&flow) && is_listed(&flow)) *stage_append(flow.kind) = flow;
   return MNL_CB_OK;
 }
 
@@ -187,8 +215,10 @@ static void make_room(void) {
   stage_flush(1);
 }
 
-/* Reads what is there; returns how many datagrams. An overrun becomes a record instead of an error. */
-static int drain(struct mnl_socket *socket, mnl_cb_t callback, uint8_t lost) {
+enum { DRAINED = 1, OVERRAN = 2 };
+
+/* Reads what is there; returns how many datagrams. *how: whether nothing was left, whether the kernel had dropped some. */
+static int drain(struct mnl_socket *socket, mnl_cb_t callback, int *how) {
   static char bytes[DATAGRAMS][DATAGRAM_BYTES];
   struct iovec parts[DATAGRAMS];
   struct mmsghdr messages[DATAGRAMS] = {0};
@@ -202,18 +232,44 @@ static int drain(struct mnl_socket *socket, mnl_cb_t callback, uint8_t lost) {
     got = recvmmsg(mnl_socket_get_fd(socket), messages, DATAGRAMS, MSG_DONTWAIT, NULL);
     make_room();
     if (got < 0 && errno == ENOBUFS) {
-      stage_append(lost);
+      *how |= OVERRAN;
       got = DATAGRAMS; /* what was kept is still there to be read */
       total -= DATAGRAMS;
       continue;
     }
+    if (got < DATAGRAMS) *how |= DRAINED;
     for (int i = 0; i < got; i++) {
       make_room();
-      if (messages[i].msg_hdr.msg_flags & MSG_TRUNC) stage_append(lost);
+      if (messages[i].msg_hdr.msg_flags & MSG_TRUNC) *how |= OVERRAN;
       else mnl_cb_run(bytes[i], messages[i].msg_len, 0, 0, callback, NULL);
     }
   }
   return total;
+}
+
+/* After an overrun the kernel goes on dropping, silently, until the socket has been read to its end: a dump before that would
+ * miss what comes after it. So it is told then; and now and then if that does not happen. */
+static int drain_events(void) {
+  uint64_t before = ct_now_ns();
+  int how = 0, events = drain(ct.events, on_event, &how);
+  if ((how & OVERRAN) && !ct.lost_ns) ct.lost_ns = before;
+  if (ct.lost_ns && ((how & DRAINED) || before - ct.lost_ns > LOST_NS)) {
+    make_room();
+    struct sluice_flow *lost = stage_append(SLUICE_LOST);
+    lost->start_ns = ct.heard_ns;
+    lost->event_ns = ct_now_ns();
+    ct.lost_ns = how & DRAINED ? 0 : before;
+  }
+  if (how & DRAINED) ct.heard_ns = before;
+  return events;
+}
+
+static void drain_nft(void) {
+  int how = 0;
+  drain(ct.nft, on_nft, &how);
+  if (!(how & OVERRAN)) return;
+  make_room();
+  stage_append(SLUICE_NFT_CHANGED);
 }
 
 static void end_dump(int error) {
@@ -236,7 +292,11 @@ static void drain_dump(void) {
 }
 
 static void start_dump(void) {
-  uint32_t wanted = atomic_exchange(&ct.dump_wanted, 0);
+  pthread_mutex_lock(&ct.wish);
+  uint32_t wanted = ct.dump_wanted;
+  ct.dump_wanted = 0;
+  ct.listed = ct.ended_wanted;
+  pthread_mutex_unlock(&ct.wish);
   if (!wanted) return;
   char buffer[MNL_SOCKET_BUFFER_SIZE];
   struct nlmsghdr *message = ct_start_message(buffer, IPCTNL_MSG_CT_GET, NLM_F_DUMP, AF_UNSPEC);
@@ -260,9 +320,9 @@ static void *run(void *unused) {
     uint64_t woken;
     if (wait[3].revents && read(ct.wake, &woken, sizeof woken) < 0) woken = 0;
     if (!ct.dumping) start_dump();
-    int events = drain(ct.events, on_event, SLUICE_LOST);
+    int events = drain_events();
     read_ended();
-    drain(ct.nft, on_nft, SLUICE_NFT_CHANGED);
+    drain_nft();
     if (ct.dumping) drain_dump();
     wait_ms = stage_flush(events < REST_FROM);
     /* Not on the first event after quiet, only when there are many: the rest makes the next round larger. */
@@ -301,6 +361,8 @@ static void close_sockets(void) {
 int sluice_ct_start(int events_fd, uint32_t base, uint32_t mask, const char *table, int receive_buffer) {
   if (ct.events) return -EALREADY;
   memset(&ct, 0, sizeof ct);
+  pthread_mutex_init(&ct.wish, NULL);
+  ct.heard_ns = ct_now_ns();
   ct.base = base;
   ct.mask = mask;
   ct.out = events_fd;
@@ -332,9 +394,13 @@ int sluice_ct_start(int events_fd, uint32_t base, uint32_t mask, const char *tab
   return 0;
 }
 
-int sluice_ct_dump(uint16_t request) {
+int sluice_ct_dump(uint16_t request, const struct sluice_ct_ended *ended) {
+  static const struct sluice_ct_ended none = {.started_ns = UINT64_MAX};
   if (!ct.events) return -ENOTCONN;
-  atomic_store(&ct.dump_wanted, (uint32_t)request + 1);
+  pthread_mutex_lock(&ct.wish);
+  ct.dump_wanted = (uint32_t)request + 1;
+  ct.ended_wanted = ended ? *ended : none;
+  pthread_mutex_unlock(&ct.wish);
   return eventfd_write(ct.wake, 1) < 0 ? -errno : 0;
 }
 

@@ -101,7 +101,10 @@ void ct_parse_flow(const struct nlmsghdr *message, struct sluice_flow *flow) {
     case CTA_TIMESTAMP:
       for_each_attribute(inner, start_of(attribute), end_of(attribute)) if (type_of(inner) == CTA_TIMESTAMP_START) flow->start_ns = read_u64(inner);
       break;
-    case ATTRIBUTE_TIMESTAMP_EVENT: flow->event_ns = read_u64(attribute); break;
+    case ATTRIBUTE_TIMESTAMP_EVENT:
+      flow->event_ns = read_u64(attribute);
+      flow->timed = flow->event_ns != 0;
+      break;
   }
   if (!flow->event_ns) flow->event_ns = ct_now_ns();
 }

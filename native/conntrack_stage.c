@@ -88,7 +88,14 @@ struct sluice_flow *stage_event(const struct sluice_flow *event) {
   switch (event->kind) {
   case SLUICE_FLOW_UPDATE:
     if (!open) append_copy(event);
-    else known->mark = event->mark;
+    else {
+      known->mark = event->mark;
+      known->status = event->status;
+      if (event->established_ns && !known->established_ns) {
+        known->established_ns = event->established_ns;
+        known->tcp_state = event->tcp_state;
+      }
+    }
     return NULL;
   case SLUICE_FLOW_CLOSED:
     if (!open) return append_copy(event);

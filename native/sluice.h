@@ -56,7 +56,7 @@ enum sluice_flow_kind {
   SLUICE_FLOW_DESTROY = 3,
   SLUICE_FLOW_DUMPED = 4,   /* one entry of the dump `request` asked for */
   SLUICE_DUMP_END = 5,      /* error: errno or 0 */
-  SLUICE_LOST = 6,          /* the kernel dropped events: resync */
+  SLUICE_LOST = 6,          /* the kernel dropped events, between start_ns and event_ns: resync */
   SLUICE_FLOW_CLOSED = 7,   /* TCP is over: both FINs or a RST, see the mark; counters were read right after */
   SLUICE_FLOW_WHOLE = 9,    /* NEW and CLOSED in one: start_ns is when it opened, event_ns when it closed */
   SLUICE_NFT_CHANGED = 8    /* a transaction touched our table; mark = process id that did it */
@@ -67,22 +67,31 @@ struct sluice_flow { /* 160 bytes */
   uint32_t mark, id, status;                 /* status as enum ip_conntrack_status */
   uint16_t zone, request;
   uint16_t orig_sport, orig_dport, reply_sport, reply_dport;
-  uint32_t error;
+  uint32_t error;      /* DUMP_END: errno; DESTROY: port id of the socket of somebody else who deleted the entry, or 0 */
   uint8_t orig_src[16], orig_dst[16], reply_src[16], reply_dst[16];
   uint64_t orig_packets, orig_bytes, reply_packets, reply_bytes;
   uint64_t start_ns;   /* CTA_TIMESTAMP_START, wall clock, 0 when unknown */
   uint64_t event_ns;   /* CTA_TIMESTAMP_EVENT or the time of receipt, wall clock */
   uint32_t timeout_s;
-  uint32_t counted;    /* 1 when the counters are known */
-  uint64_t unused;
+  uint8_t counted;     /* 1 when the counters are known */
+  uint8_t timed;       /* 1 when event_ns and established_ns are the kernel's own */
+  uint16_t unused;
+  uint64_t established_ns; /* when TCP was established, told by one flow in eight; else 0 */
+};
+
+/* Which entries of flows that have ended a dump lists: those that began at started_ns or later and that conntrack forgets
+ * in least_timeout_s[tcp_state] seconds at the earliest. */
+struct sluice_ct_ended { /* 48 bytes */
+  uint64_t started_ns;
+  uint32_t least_timeout_s[10];
 };
 
 /* Starts the reader thread: conntrack events with (mark & mask) == base, and nft transactions that touch table `table`,
  * go to events_fd (SOCK_SEQPACKET, several records a message). Returns 0. receive_buffer: bytes, 0 for the default. */
 int sluice_ct_start(int events_fd, uint32_t base, uint32_t mask, const char *table, int receive_buffer);
-/* Asks the reader for a dump of the entries with that mark whose flow has not ended; they come as DUMPED records, then
- * DUMP_END. */
-int sluice_ct_dump(uint16_t request);
+/* Asks the reader for a dump of the entries with that mark whose flow has not ended, and of those `ended` tells (NULL: none);
+ * they come as DUMPED records, then DUMP_END. */
+int sluice_ct_dump(uint16_t request, const struct sluice_ct_ended *ended);
 /* Reads one flow's entry now (counters included) into `flow` (key: its original tuple, zone, id). -ENOENT: gone. */
 int sluice_ct_get(struct sluice_flow *flow);
 /* Deletes one flow's entry (same key). */

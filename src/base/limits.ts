@@ -105,3 +105,18 @@ export const HEALTH_ERROR_CHARACTERS_MAX = 200
 
 /** Targets of which a worker says in one message how dialling them went. Above: the rest of those few milliseconds goes unsaid. */
 export const DIAL_REPORTS_MAX = 1000
+
+/** Settled flows remembered at a time, twice: some seconds of a machine's worst, 2 MiB. Above: the older half is forgotten, and
+ * with it how to tell whether a flow from then has been told, if the kernel drops events now. */
+export const RECENT_FLOWS_MAX = 32_768
+export const RECENT_FLOWS_MS = 15_000
+
+/** Kernel flows that are ended, or whose peers are reset, before others have their turn: about 50 us each. */
+export const FLOW_CUTS_PER_TURN = 128
+
+/** Kernel flows whose entries are read one by one. Above: all of them are listed at once. */
+export const FLOW_READS_MAX = 1000
+
+/** How often flows are compared with the kernel's list: for the resolution of deadlines, and in case an event was missed without notice. */
+export const RESYNC_MS_MIN = 5000
+export const RESYNC_MS_MAX = 60_000

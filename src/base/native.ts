@@ -20,7 +20,7 @@ const signatures = {
   sluice_connect_unix: { args: ['ptr'], returns: 'i32' },
   sluice_keepalive: { args: ['i32', 'i32', 'i32', 'i32'], returns: 'i32' },
   sluice_ct_start: { args: ['i32', 'u32', 'u32', 'ptr', 'i32'], returns: 'i32' },
-  sluice_ct_dump: { args: ['u16'], returns: 'i32' },
+  sluice_ct_dump: { args: ['u16', 'ptr'], returns: 'i32' },
   sluice_ct_get: { args: ['ptr'], returns: 'i32' },
   sluice_ct_delete: { args: ['ptr'], returns: 'i32' },
   sluice_ct_stop: { args: [], returns: 'i32' },

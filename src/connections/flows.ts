@@ -5,14 +5,18 @@ import { isoTime } from '../base/clock.ts'
 import { TARGET_NAMES_MAX } from '../base/limits.ts'
 import {
   AT,
+  bothEndsKnow,
   carriedOf,
   ctIdOf,
   destroyReason,
+  endedMs,
   endReason,
+  establishedMs,
   eventMs,
   FLOW,
   FLOW_BYTES,
   idOf,
+  IPPROTO_TCP,
   keyOf,
   numberOf,
   openedMs,
@@ -20,30 +24,59 @@ import {
   phaseOf,
   recordOf,
   sameFlow,
+  startMs,
+  STATE_TIMEOUTS_S,
   targetNumberOf,
   targetOf,
   tcpIsOver,
 } from './native-flow.ts'
+import { recentFlows } from './recent.ts'
 import type { ConnectionRecord } from './record.ts'
 import type { CloseReason } from './reasons.ts'
 import type { Carried } from './totals.ts'
 
-/** Beyond the native record, in the same slot: phase u8, generation of the last dump that saw it u8, 2 free, opened f64 ms. */
-const EXTRA = { phase: 160, seen: 161, openedMs: 168 } as const
-const SLOT_BYTES = 176
+/** Beyond the native record, in the same slot: phase u8, generation of the last dump that saw it u8, 2 free, when its entry
+ *  would expire u32 s, opened f64 ms; by the clock that is never set: opened f64 ms, when packets were last seen to be counted f64 ms. */
+const EXTRA = { phase: 160, seen: 161, expiresS: 164, openedMs: 168, bornMs: 176, activeMs: 184 } as const
+const SLOT_BYTES = 192
+/** Between the kernel's own times of one flow. */
+const CLOCK_MS = 10
 
 /** What a batch did. */
 export interface FlowListener {
   opened(number: number, target: string, openedMs: number): void
   /** It has carried this much more than was told before. */
   carried(number: number, target: string, openedMs: number, more: Carried): void
-  /** Out of the table when this is called. `carried`: the sum of all that was told. */
-  settled(record: ConnectionRecord, number: number, carried: Carried): void
+  /** Out of the table when this is called. `carried`: the sum of all that was told. `written`: an earlier life has written its
+   *  record already. */
+  settled(record: ConnectionRecord, number: number, carried: Carried, written: boolean): void
+  /** From SYN to established; of one flow in eight. `receipt`: a kernel before 6.14, it is when we heard of it. */
+  established(number: number, target: string, latencyMs: number, clock: 'kernel' | 'receipt'): void
+  /** Its entry has gone though both ends believe in the connection. */
+  orphaned(native: Uint8Array): void
   lost(): void
   /** Reads the flow's entry, as it is now, into the native record; false when it has gone. */
   readEntry(native: Uint8Array): boolean
   dumped(request: number, error: number): void
   nftChanged(pid: number): void
+}
+
+/** What the first dump of a life has to know of the life before. */
+export interface Adoption {
+  /** Flows that ended later than this have not been counted. */
+  sinceMs: number
+  /** Records that were written of flows that ended around then or later, when they can be read: id and when it closed. */
+  written: ReadonlyMap<string, number> | null
+}
+
+/** One live flow, for deciding whether its time is up; by the clock that is never set. */
+export interface FlowTimes {
+  number: number
+  protocol: number
+  phase: number
+  bornMs: number
+  /** Packets were last seen to be counted. */
+  activeMs: number
 }
 
 export class FlowTable {
@@ -56,8 +89,17 @@ export class FlowTable {
   #index = new Int32Array(1024)
   #tombstones = 0
   /** Keys that ended while a dump ran: an entry of that dump is older than their end. */
-  #endedDuringDump: Set<string> | null = null
+  #endedDuringDump: Set<number> | null = null
   #dumpGeneration = 0
+  #adoption: Adoption | null = null
+  /** Events were dropped of flows that began then. `open`: no dump has shown yet what there was. */
+  #loss = { fromMs: Infinity, toMs: -Infinity, open: false, inDump: false }
+  /** Of the message that is being read, by the clock that is never set and by the one on the wall. */
+  #nowMs = 0
+  #wallMs = 0
+  readonly #recent = recentFlows()
+  /** Seconds that conntrack remembers a TCP flow, by its state. */
+  stateTimeoutsS: readonly number[] = STATE_TIMEOUTS_S
   readonly #targets = new Map<number, string>()
 
   /** @param routeOf name of a route number, also of routes that are gone. */
@@ -78,7 +120,9 @@ export class FlowTable {
   // ---- events ----
 
   /** One message of the reader: several native records. */
-  ingest(message: Uint8Array) {
+  ingest(message: Uint8Array, nowMs = performance.now(), wallMs = Date.now()) {
+    this.#nowMs = nowMs
+    this.#wallMs = wallMs
     const view = new DataView(message.buffer, message.byteOffset, message.byteLength)
     for (let at = 0; at + FLOW_BYTES <= message.byteLength; at += FLOW_BYTES) this.#one(message, view, at)
   }
@@ -102,7 +146,7 @@ export class FlowTable {
       case FLOW.DUMP_END:
         return this.#dumpEnd(view.getUint16(at + AT.request, true), view.getUint32(at + AT.error, true))
       case FLOW.LOST:
-        return this.listener.lost()
+        return this.#lost(startMs(view, at), eventMs(view, at))
       case FLOW.NFT_CHANGED:
         return this.listener.nftChanged(view.getUint32(at + AT.mark, true))
     }
@@ -112,10 +156,34 @@ export class FlowTable {
     const found = this.#find(bytes, view, at)
     const slot = found < 0 ? this.#insert(bytes, view, at) : found
     const base = slot * SLOT_BYTES
-    this.#bytes[base + AT.state] = bytes[at + AT.state]!
-    this.#bytes[base + EXTRA.phase] = phaseOf(bytes, at)
+    const was = this.#bytes[base + EXTRA.phase]!
     this.#bytes[base + EXTRA.seen] = this.#dumpGeneration
+    // A dump may be ahead of the event that tells of the SYN.
+    if (found < 0 || bytes[at + AT.kind] !== FLOW.NEW) this.#refresh(slot, bytes, view, at)
+    const established = establishedMs(view, at)
+    if (established === 0 || was !== PHASE.OPENING) return
+    const opened = this.#view.getFloat64(base + EXTRA.openedMs, true)
+    this.#tellEstablished(bytes, view, at, established - opened)
+  }
+
+  /** State and counters, as they are told now. */
+  #refresh(slot: number, bytes: Uint8Array, view: DataView, at: number) {
+    const base = slot * SLOT_BYTES
+    this.#view.setUint32(base + AT.mark, view.getUint32(at + AT.mark, true), true)
+    this.#view.setUint32(base + AT.status, view.getUint32(at + AT.status, true), true)
+    // Not every message tells the state.
+    if (bytes[at + AT.state] !== 0 || bytes[at + AT.protocol] !== IPPROTO_TCP) {
+      this.#bytes[base + AT.state] = bytes[at + AT.state]!
+      this.#bytes[base + EXTRA.phase] = phaseOf(bytes, view, at)
+    }
+    const expires = eventMs(view, at) / 1000 + view.getUint32(at + AT.timeout, true)
+    this.#view.setUint32(base + EXTRA.expiresS, expires, true)
     if (bytes[at + AT.counted]) this.#copyCounters(slot, bytes, at)
+  }
+
+  #tellEstablished(bytes: Uint8Array, view: DataView, at: number, latencyMs: number) {
+    const clock = bytes[at + AT.timed] ? 'kernel' : 'receipt'
+    this.listener.established(numberOf(view, at), this.#targetOf(bytes, view, at), Math.max(0, latencyMs), clock)
   }
 
   #closed(bytes: Uint8Array, view: DataView, at: number) {
@@ -140,46 +208,105 @@ export class FlowTable {
       if (!known) this.#see(bytes, view, at)
       return this.#closed(bytes, view, at)
     }
+    const established = establishedMs(view, at)
+    if (established !== 0) this.#tellEstablished(bytes, view, at, established - openedMs(view, at))
+    this.#tellWhole(bytes, view, at, endReason(view, at) ?? 'nftables_closed', eventMs(view, at))
+  }
+
+  /** Opened, counted and settled at once. */
+  #tellWhole(bytes: Uint8Array, view: DataView, at: number, reason: CloseReason, closedMs: number, written = false) {
     const number = numberOf(view, at)
     const [target, opened, carried] = [this.#targetOf(bytes, view, at), openedMs(view, at), carriedOf(bytes, view, at)]
     this.listener.opened(number, target, opened)
     this.listener.carried(number, target, opened, carried)
     const record = recordOf(bytes, view, at, this.routeOf(number), target, PHASE.OPEN, opened)
-    this.#endedDuringDump?.add(keyOf(bytes, at))
-    const reason = endReason(view, at) ?? 'nftables_closed'
-    this.#report(record, number, carried, reason, Math.max(eventMs(view, at), opened))
+    this.#remember(keyOf(bytes, view, at))
+    this.#report(record, number, carried, reason, Math.max(closedMs, opened), written)
   }
 
   #destroyed(bytes: Uint8Array, view: DataView, at: number) {
     const slot = this.#find(bytes, view, at)
-    if (slot < 0) return
+    if (slot < 0) {
+      // Of one that the kernel did not tell us of there is nothing to come but this.
+      if (bytes[at + AT.counted] && this.#isUntold(bytes, view, at))
+        this.#tellWhole(bytes, view, at, endReason(view, at) ?? destroyReason(bytes, view, at), eventMs(view, at))
+      return
+    }
     if (bytes[at + AT.counted]) this.#copyCounters(slot, bytes, at)
-    this.#settle(slot, endReason(view, at) ?? destroyReason(bytes, view, at), eventMs(view, at))
+    const reason = endReason(view, at)
+    if (reason === undefined && bothEndsKnow(bytes, view, at)) this.listener.orphaned(this.native(slot))
+    this.#settle(slot, reason ?? destroyReason(bytes, view, at), eventMs(view, at))
+  }
+
+  // ---- events that were dropped ----
+
+  #lost(fromMs: number, toMs: number) {
+    const before = this.#loss.open ? this.#loss.fromMs : Infinity
+    this.#loss = { fromMs: Math.min(before, fromMs), toMs, open: true, inDump: false }
+    this.listener.lost()
+  }
+
+  /** Flows that began since then may be unknown, also those that have ended; null: none. */
+  get lossMs(): number | null {
+    return this.#loss.open ? this.#loss.fromMs - CLOCK_MS : null
+  }
+
+  /** A flow that is not in the table began while events were dropped, and nobody has told of its end. When it began is the
+   *  kernel's own time; one that began before was seen to begin, so it is in the table until its end is told. */
+  #isUntold(bytes: Uint8Array, view: DataView, at: number): boolean {
+    const { fromMs, toMs } = this.#loss
+    const start = startMs(view, at)
+    if (start < fromMs - CLOCK_MS || start > toMs || start < this.#recent.sinceMs) return false
+    return !this.#recent.has(keyOf(bytes, view, at))
+  }
+
+  #remember(key: number) {
+    this.#endedDuringDump?.add(key)
+    this.#recent.add(key, this.#wallMs)
   }
 
   // ---- dumps: the kernel's truth ----
 
-  /** Call right before a dump is asked for. Flows that it does not list, and that were there before it, are over. */
-  beginDump() {
+  /** Call right before a dump is asked for. Flows that it does not list, and that were there before it, are over. With
+   *  `adoption`, and after a loss, it should list ended flows as well: those that nobody has told of are told. */
+  beginDump(adoption: Adoption | null = null) {
+    this.#adoption = adoption
     this.#endedDuringDump = new Set()
     this.#dumpGeneration = (this.#dumpGeneration + 1) & 0xff
+    this.#loss.inDump = this.#loss.open
   }
 
   #dumped(bytes: Uint8Array, view: DataView, at: number) {
-    if (this.#endedDuringDump?.has(keyOf(bytes, at))) return
+    if (this.#endedDuringDump?.has(keyOf(bytes, view, at))) return
     const reason = endReason(view, at) ?? (tcpIsOver(bytes, at) ? 'nftables_closed' : undefined)
     if (reason === undefined) return this.#see(bytes, view, at)
+    const ended = endedMs(bytes, view, at, this.stateTimeoutsS)
     const slot = this.#find(bytes, view, at)
-    if (slot < 0) return
+    if (slot < 0) return this.#dumpedEnded(bytes, view, at, reason, ended)
     this.#copyCounters(slot, bytes, at)
-    this.#settle(slot, reason, eventMs(view, at))
+    this.#settle(slot, reason, ended)
+  }
+
+  #dumpedEnded(bytes: Uint8Array, view: DataView, at: number, reason: CloseReason, ended: number) {
+    if (!this.#adoption) {
+      if (this.#isUntold(bytes, view, at)) this.#tellWhole(bytes, view, at, reason, ended)
+      return
+    }
+    const { sinceMs, written } = this.#adoption
+    const closed = written?.get(idOf(bytes, view, at))
+    // What was written knows the time exactly; the entry tells it to the second below.
+    if (closed !== undefined && closed >= Math.floor(openedMs(view, at))) {
+      if (closed > sinceMs) this.#tellWhole(bytes, view, at, reason, closed, true)
+    } else if (ended > (written ? sinceMs - 1000 : sinceMs)) this.#tellWhole(bytes, view, at, reason, ended)
   }
 
   #dumpEnd(request: number, error: number) {
-    this.#endedDuringDump = null
-    if (error === 0)
+    if (error === 0) {
+      if (this.#loss.inDump) this.#loss.open = false
       for (const slot of this.#everySlot())
         if (this.#bytes[slot * SLOT_BYTES + EXTRA.seen] !== this.#dumpGeneration) this.#missing(slot)
+    }
+    this.#endedDuringDump = null
     this.listener.dumped(request, error)
   }
 
@@ -187,14 +314,20 @@ export class FlowTable {
    *  given up can come during the next). Its entry decides: what lives is never closed by not being listed. */
   #missing(slot: number) {
     const entry = this.native(slot)
-    const found = this.listener.readEntry(entry)
-    if (found) this.#copyCounters(slot, entry, 0)
-    const reason = endReason(new DataView(entry.buffer), 0)
-    if (found && reason === undefined && !tcpIsOver(entry, 0)) {
-      this.#bytes[slot * SLOT_BYTES + EXTRA.seen] = this.#dumpGeneration
+    if (this.listener.readEntry(entry)) {
+      const view = new DataView(entry.buffer)
+      const reason = endReason(view, 0) ?? (tcpIsOver(entry, 0) ? 'nftables_closed' : undefined)
+      if (reason === undefined) this.#bytes[slot * SLOT_BYTES + EXTRA.seen] = this.#dumpGeneration
+      this.update(slot, entry, this.#nowMs)
+      if (reason !== undefined) this.#settle(slot, reason, this.#wallMs)
       return
     }
-    this.#settle(slot, reason ?? 'nftables_closed', Date.now())
+    const base = slot * SLOT_BYTES
+    const expires = this.#view.getUint32(base + EXTRA.expiresS, true) * 1000
+    const ended = endReason(this.#view, base)
+    if (ended === undefined && this.#bytes[base + AT.protocol] === IPPROTO_TCP) this.listener.orphaned(entry)
+    // It cannot have expired yet: somebody deleted it.
+    this.#settle(slot, ended ?? (expires > this.#wallMs ? 'conntrack_flushed' : 'nftables_closed'), this.#wallMs)
   }
 
   // ---- looking ----
@@ -247,6 +380,10 @@ export class FlowTable {
     return numberOf(this.#view, slot * SLOT_BYTES)
   }
 
+  id(slot: number): string {
+    return idOf(this.#bytes, this.#view, slot * SLOT_BYTES)
+  }
+
   record(slot: number): ConnectionRecord {
     const base = slot * SLOT_BYTES
     return recordOf(
@@ -265,14 +402,41 @@ export class FlowTable {
     return this.#bytes.slice(slot * SLOT_BYTES, slot * SLOT_BYTES + FLOW_BYTES)
   }
 
-  /** Takes fresh counters (sluice_ct_get) into the slot. */
-  count(slot: number, native: Uint8Array) {
-    this.#copyCounters(slot, native, 0)
+  /** Takes its entry as it is now (sluice_ct_get) into the slot. */
+  update(slot: number, native: Uint8Array, nowMs = performance.now()) {
+    this.#nowMs = nowMs
+    this.#refresh(slot, native, new DataView(native.buffer, native.byteOffset), 0)
+  }
+
+  /** Live flows for which `isDue` holds. */
+  due(isDue: (flow: FlowTimes) => boolean): number[] {
+    const times: FlowTimes = { number: 0, protocol: 0, phase: 0, bornMs: 0, activeMs: 0 }
+    const slots: number[] = []
+    for (let slot = 0; slot < this.#slots; slot++)
+      if (this.#bytes[slot * SLOT_BYTES + AT.kind] !== 0 && isDue(this.#times(slot, times))) slots.push(slot)
+    return slots
+  }
+
+  /** null: no flow has the slot any more. */
+  times(slot: number): FlowTimes | null {
+    if (this.#bytes[slot * SLOT_BYTES + AT.kind] === 0) return null
+    return this.#times(slot, { number: 0, protocol: 0, phase: 0, bornMs: 0, activeMs: 0 })
+  }
+
+  #times(slot: number, into: FlowTimes): FlowTimes {
+    const base = slot * SLOT_BYTES
+    into.number = numberOf(this.#view, base)
+    into.protocol = this.#bytes[base + AT.protocol]!
+    into.phase = this.#bytes[base + EXTRA.phase]!
+    into.bornMs = this.#view.getFloat64(base + EXTRA.bornMs, true)
+    into.activeMs = this.#view.getFloat64(base + EXTRA.activeMs, true)
+    return into
   }
 
   /** Ends a flow on our own account (killed, drained): the kernel's DESTROY for it will find nothing. */
-  end(slot: number, reason: CloseReason, nowMs: number) {
-    this.#settle(slot, reason, nowMs)
+  end(slot: number, reason: CloseReason, wallMs: number) {
+    this.#wallMs = wallMs
+    this.#settle(slot, reason, wallMs)
   }
 
   // ---- slots ----
@@ -285,6 +449,7 @@ export class FlowTable {
     if (same) return
     const before = carriedOf(this.#bytes, this.#view, base)
     this.#bytes.set(bytes.subarray(at + AT.origPackets, at + AT.startNs), base + AT.origPackets)
+    this.#view.setFloat64(base + EXTRA.activeMs, this.#nowMs, true)
     this.#tellCarried(slot, difference(carriedOf(this.#bytes, this.#view, base), before))
   }
 
@@ -325,6 +490,8 @@ export class FlowTable {
     this.#bytes[base + EXTRA.phase] = PHASE.OPENING
     const opened = openedMs(view, at)
     this.#view.setFloat64(base + EXTRA.openedMs, opened, true)
+    this.#view.setFloat64(base + EXTRA.bornMs, this.#nowMs - Math.max(0, this.#wallMs - opened), true)
+    this.#view.setFloat64(base + EXTRA.activeMs, this.#nowMs, true)
     this.#place(view.getUint32(at + AT.id, true), slot)
     this.#live++
     this.listener.opened(numberOf(view, at), this.#targetOf(bytes, view, at), opened)
@@ -346,16 +513,23 @@ export class FlowTable {
     const number = this.number(slot)
     const carried = carriedOf(this.#bytes, this.#view, base)
     const opened = this.#view.getFloat64(base + EXTRA.openedMs, true)
-    this.#endedDuringDump?.add(keyOf(this.#bytes, base))
+    this.#remember(keyOf(this.#bytes, this.#view, base))
     this.#remove(slot)
     this.#report(record, number, carried, reason, Math.max(closedMs, opened))
   }
 
-  #report(record: ConnectionRecord, number: number, carried: Carried, reason: CloseReason, closedMs: number) {
+  #report(
+    record: ConnectionRecord,
+    number: number,
+    carried: Carried,
+    reason: CloseReason,
+    closedMs: number,
+    written = false,
+  ) {
     record.state = 'closed'
     record.closedAt = isoTime(closedMs)
     record.reason = reason
-    this.listener.settled(record, number, carried)
+    this.listener.settled(record, number, carried, written)
   }
 
   #remove(slot: number) {

@@ -24,8 +24,8 @@ export const FLOW = {
 /** Offsets in struct sluice_flow. */
 export const AT = {
   kind: 0, family: 1, protocol: 2, state: 3, mark: 4, id: 8, status: 12, zone: 16, request: 18, origSport: 20, origDport: 22, replySport: 24, replyDport: 26,
-  error: 28, origSrc: 32, origDst: 48, replySrc: 64, replyDst: 80, origPackets: 96, origBytes: 104, replyPackets: 112, replyBytes: 120, startNs: 128, eventNs: 136,
-  timeout: 144, counted: 148,
+  error: 28, deletedBy: 28, origSrc: 32, origDst: 48, replySrc: 64, replyDst: 80, origPackets: 96, origBytes: 104, replyPackets: 112, replyBytes: 120, startNs: 128, eventNs: 136,
+  timeout: 144, counted: 148, timed: 149, establishedNs: 152,
 } as const // prettier-ignore
 
 /** enum tcp_conntrack of the kernel (nf_conntrack_tcp.h). */
@@ -57,12 +57,25 @@ export const numberOf = (view: DataView, at: number) => view.getUint32(at + AT.m
 /** Nanoseconds beyond 2^53 lose their last digits, far below the microseconds that matter. */
 export const eventMs = (view: DataView, at: number) => u64(view, at + AT.eventNs) / 1e6
 export const openedMs = (view: DataView, at: number) => (u64(view, at + AT.startNs) || u64(view, at + AT.eventNs)) / 1e6
+/** 0 when conntrack keeps no timestamps. */
+export const startMs = (view: DataView, at: number) => u64(view, at + AT.startNs) / 1e6
+export const establishedMs = (view: DataView, at: number) => u64(view, at + AT.establishedNs) / 1e6
 
-export function phaseOf(bytes: Uint8Array, at: number): number {
+/** Seconds for which conntrack remembers a TCP flow in each state: the kernel's defaults, where nothing else is known. */
+export const STATE_TIMEOUTS_S: readonly number[] = [0, 120, 60, 432_000, 120, 60, 30, 120, 10, 120]
+
+/** When a flow that is listed after its end ended, to the second below: its entry is forgotten a known time after that. */
+export function endedMs(bytes: Uint8Array, view: DataView, at: number, timeoutsS: readonly number[]): number {
+  const age = tcpIsOver(bytes, at) ? (timeoutsS[bytes[at + AT.state]!] ?? 0) - view.getUint32(at + AT.timeout, true) : 0
+  return Math.max(openedMs(view, at), eventMs(view, at) - Math.max(0, age) * 1000)
+}
+
+export function phaseOf(bytes: Uint8Array, view: DataView, at: number): number {
   if (bytes[at + AT.protocol] !== IPPROTO_TCP) return PHASE.OPEN
   const state = bytes[at + AT.state]!
   if (state <= TCP.SYN_RECV) return PHASE.OPENING
-  return state === TCP.ESTABLISHED ? PHASE.OPEN : PHASE.HALF_CLOSED
+  const oneFin = view.getUint32(at + AT.mark, true) & (MARK.FIN_CLIENT | MARK.FIN_TARGET)
+  return state === TCP.ESTABLISHED && !oneFin ? PHASE.OPEN : PHASE.HALF_CLOSED
 }
 
 /** The protocol has ended, whether or not the nft program saw how. */
@@ -83,18 +96,30 @@ export function endReason(view: DataView, at: number): CloseReason | undefined {
   return mark & MARK.FIN_CLIENT && mark & MARK.FIN_TARGET ? 'finished' : undefined
 }
 
-/** An entry that goes without its protocol being over: refused, expired, or deleted. */
+/** One native record of its own. */
+export const isOver = (native: Uint8Array): boolean =>
+  endReason(new DataView(native.buffer, native.byteOffset), 0) !== undefined || tcpIsOver(native, 0)
+
+/** An entry that goes without its protocol being over: refused, deleted, or expired. */
 export function destroyReason(bytes: Uint8Array, view: DataView, at: number): CloseReason {
-  if (bytes[at + AT.protocol] !== IPPROTO_TCP) return 'idle_timeout'
-  const status = view.getUint32(at + AT.status, true)
+  const [status, mark] = [view.getUint32(at + AT.status, true), view.getUint32(at + AT.mark, true)]
+  const udp = bytes[at + AT.protocol] !== IPPROTO_TCP
+  if (view.getUint32(at + AT.deletedBy, true) !== 0) return 'conntrack_flushed'
+  if (udp) return 'idle_timeout'
   if (!(status & IPS_ASSURED)) {
     // A RST as the only answer deletes the entry at once: it was counted, but SEEN_REPLY is set only after that.
     const refused = u64(view, at + AT.replyPackets) > 0 && !(status & IPS_SEEN_REPLY)
     return refused ? 'target_refused' : 'connect_timeout'
   }
-  // Time left: it has not expired, somebody deleted it.
-  return view.getUint32(at + AT.timeout, true) > 0 ? 'conntrack_flushed' : 'nftables_closed'
+  // Time left: it has not expired. The kernel itself has deleted it, as it does when an address that it needs goes.
+  if (view.getUint32(at + AT.timeout, true) > 0) return 'conntrack_flushed'
+  return mark & (MARK.FIN_CLIENT | MARK.FIN_TARGET) ? 'half_closed_timeout' : 'idle_timeout'
 }
+
+/** The target has answered: both ends believe in the connection. A client that has heard nothing sends its SYN again. */
+export const bothEndsKnow = (bytes: Uint8Array, view: DataView, at: number) =>
+  bytes[at + AT.protocol] === IPPROTO_TCP &&
+  (view.getUint32(at + AT.status, true) & (IPS_SEEN_REPLY | IPS_ASSURED)) !== 0
 
 /** The same flow: original tuple, zone and CTA_ID, which alone collides (one pair in 100,000). */
 export function sameFlow(a: Uint8Array, atA: number, b: Uint8Array, atB: number): boolean {
@@ -109,12 +134,9 @@ export function sameFlow(a: Uint8Array, atA: number, b: Uint8Array, atB: number)
   )
 }
 
-/** The same as a key of a set. */
-export const keyOf = (bytes: Uint8Array, at: number) => {
-  const part = (from: number, length: number) =>
-    Buffer.from(bytes.buffer, bytes.byteOffset + at + from, length).toString('latin1')
-  return part(AT.id, 4) + part(AT.origSport, 4) + part(AT.origSrc, 32)
-}
+/** The same as a key of a set: CTA_ID and 21 bits of the rest, as many as a number holds. */
+export const keyOf = (bytes: Uint8Array, view: DataView, at: number): number =>
+  view.getUint32(at + AT.id, true) * 0x20_0000 + (tupleHash(bytes, at) & 0x1f_ffff)
 
 /** "k" and a hash of the same: it comes out the same after a restart. */
 export const idOf = (bytes: Uint8Array, view: DataView, at: number) =>

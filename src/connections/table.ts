@@ -148,9 +148,11 @@ export class ConnectionTable {
     for (const account of this.#accounts(route, target)) accountCarried(account, more, true, counted)
   }
 
-  /** Over. All that it carried has been told by flowCarried; `carried` is the sum of that. */
-  flowSettled(record: ConnectionRecord, carried: Carried) {
+  /** Over. All that it carried has been told by flowCarried; `carried` is the sum of that. `written`: observers of an earlier
+   *  life were told, its totals were not stored. */
+  flowSettled(record: ConnectionRecord, carried: Carried, written = false) {
     for (const account of this.#accounts(record.route, record.target)) accountClosed(account, record.reason!, carried)
+    if (written) return
     for (const observer of this.#observers) observer.settled?.(record)
   }
 

@@ -5,6 +5,20 @@ const SOCK_SEQPACKET = 5
 const ENOENT = 2
 const DUMP_MS_MAX = 20_000
 
+/** Which flows that have ended a dump should list: those that began then or later, and whose entries are forgotten in so many
+ *  seconds at the earliest, by TCP state (struct sluice_ct_ended). */
+export interface Ended {
+  startedMs: number
+  leastTimeoutS: readonly number[]
+}
+
+function endedBytes({ startedMs, leastTimeoutS }: Ended): Uint8Array {
+  const bytes = new DataView(new ArrayBuffer(48))
+  bytes.setBigUint64(0, BigInt(Math.max(0, Math.floor(startedMs))) * 1_000_000n, true)
+  leastTimeoutS.forEach((seconds, state) => bytes.setUint32(8 + state * 4, seconds, true))
+  return new Uint8Array(bytes.buffer)
+}
+
 export class ConntrackReader {
   #socket: Bun.Socket | undefined
   #dumps = new Map<number, { resolve(): void; reject(error: Error): void; timer: ReturnType<typeof setTimeout> }>()
@@ -54,13 +68,13 @@ export class ConntrackReader {
   }
 
   /** Asks for a dump; its records come through onMessage, and it resolves when `dumped` was told of its end. */
-  dump(): Promise<void> {
+  dump(ended: Ended | null = null): Promise<void> {
     const request = this.#nextRequest
     this.#nextRequest = (this.#nextRequest % 0xfffe) + 1
     const { promise, resolve, reject } = Promise.withResolvers<void>()
     const timer = setTimeout(() => this.dumped(request, 110), DUMP_MS_MAX)
     this.#dumps.set(request, { resolve, reject, timer })
-    const asked = native().sluice_ct_dump(request)
+    const asked = native().sluice_ct_dump(request, ended && ptr(endedBytes(ended)))
     if (asked < 0) this.dumped(request, -asked)
     return promise
   }

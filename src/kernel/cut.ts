@@ -1,6 +1,7 @@
 // Ending one kernel flow: its conntrack entry goes, then each peer gets one raw SYN from the address it knows. Its
 // challenge ACK meets no NAT any more and draws a RST from our own stack, so an idle flow ends at once too. Nothing about
 // the route changes; a SYN of the client opens a new flow as before.
+import { FLOW_CUTS_PER_TURN } from '../base/limits.ts'
 import { native, ptr } from '../base/native.ts'
 
 /** struct sluice_flow. */
@@ -28,4 +29,37 @@ export function resetPeers(flow: Uint8Array) {
   // The client knows us by the listener's address, the target by the address that answers to it.
   native().sluice_send_syn(family, at(AT.origDst), port(AT.origDport), at(AT.origSrc), port(AT.origSport))
   native().sluice_send_syn(family, at(AT.replyDst), port(AT.replyDport), at(AT.replySrc), port(AT.replySport))
+}
+
+/** Does something about many flows without keeping the event loop from everything else. */
+export async function inTurns<T>(items: readonly T[], act: (item: T) => void): Promise<void> {
+  for (let i = 0; i < items.length; i++) {
+    act(items[i]!)
+    if (i % FLOW_CUTS_PER_TURN === FLOW_CUTS_PER_TURN - 1) await new Promise((turn) => setImmediate(turn))
+  }
+}
+
+/** Flows whose entries somebody else deleted, until their peers have been told: as many as there were flows, for a moment. */
+export class Orphans {
+  #waiting: Uint8Array[] = []
+  #telling: Promise<void> | null = null
+
+  add(flow: Uint8Array) {
+    this.#waiting.push(flow)
+    this.#telling ??= this.#tell()
+  }
+
+  /** Resolves when every peer has been told. */
+  async told(): Promise<void> {
+    await this.#telling
+  }
+
+  async #tell() {
+    while (this.#waiting.length > 0) {
+      const flows = this.#waiting
+      this.#waiting = []
+      await inTurns(flows, resetPeers)
+    }
+    this.#telling = null
+  }
 }

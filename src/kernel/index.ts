@@ -2,28 +2,28 @@
 // does to one of them.
 import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { dirname } from 'node:path'
-import { FlowTable } from '../connections/flows.ts'
+import { FlowTable, type Adoption } from '../connections/flows.ts'
+import { isOver, TCP } from '../connections/native-flow.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { Carried } from '../connections/totals.ts'
 import { emptyState, mark } from '../plan/kernel-state.ts'
 import type { KernelState } from '../plan/types.ts'
 import { Anchor } from './anchor.ts'
-import { ConntrackReader } from './conntrack.ts'
-import { resetPeers } from './cut.ts'
+import { ConntrackReader, type Ended } from './conntrack.ts'
+import { inTurns, Orphans, resetPeers } from './cut.ts'
 import { nft } from './nft.ts'
 import { parseListing } from './program.ts'
 import { Refusals, type Refusal } from './refusals.ts'
 import { Ruleset } from './ruleset.ts'
 import { SETTINGS, Sysctl } from './sysctl.ts'
+import { readStateTimeouts, watchDeadlines, type Deadlines, type FlowTimeouts } from './timeouts.ts'
 
 export { foreignForwardFindings, type ForwardFinding } from './forward-chains.ts'
 export { nftVersion, probeRules, readForwardChains } from './inspect.ts'
 export { programVersion, renderAll, renderDifference } from './program.ts'
 
 const MARK_MASK = 0xff000000
-/** Flows are compared with the kernel's own list this often, in case an event was missed without notice. */
-const RESYNC_MS = 60_000
 /** A listing younger than this is fresh enough for another look. */
 const FRESH_MS = 500
 
@@ -40,8 +40,13 @@ export interface KernelOptions {
   flowOpened(route: string, target: string, openedMs: number): void
   /** What a flow has carried beyond what was said before. */
   flowCarried(route: string, target: string, openedMs: number, more: Carried): void
-  flowSettled(record: ConnectionRecord, carried: Carried): void
+  /** `written`: an earlier life has written its record already. */
+  flowSettled(record: ConnectionRecord, carried: Carried, written: boolean): void
+  /** From SYN to established; of one connection in eight. */
+  established?(route: string, target: string, latencyMs: number, clock: 'kernel' | 'receipt'): void
   refused(route: string, refusal: Refusal): void
+  /** Bytes of the event socket's buffer, for tests that want it to overrun. */
+  receiveBuffer?: number
 }
 
 /** Why this machine cannot carry anything in the kernel; null when it can. */
@@ -79,10 +84,13 @@ export class KernelPlane {
   readonly #anchor: Anchor
   readonly refusals: Refusals
   #reader: ConntrackReader | undefined
-  #resyncTimer: ReturnType<typeof setInterval> | undefined
+  #deadlines: Deadlines | undefined
+  #timeouts: ReadonlyMap<number, FlowTimeouts> = new Map()
+  readonly #orphans = new Orphans()
+  #adoption: Adoption | null = null
   #dump: Promise<void> | null = null
   #dumpAgain = false
-  #freshAt = 0
+  #lastResync = { atMs: -Infinity, tookMs: 0 }
   #started = false
   #latest: KernelState = emptyState()
   /** Times that the kernel dropped events because we were too slow. */
@@ -115,7 +123,10 @@ export class KernelPlane {
     this.flows = new FlowTable((number) => this.routeName(number), {
       opened: (number, target, openedMs) => options.flowOpened(this.routeName(number), target, openedMs),
       carried: (number, target, openedMs, more) => options.flowCarried(this.routeName(number), target, openedMs, more),
-      settled: (record, _number, carried) => options.flowSettled(record, carried),
+      settled: (record, _number, carried, written) => options.flowSettled(record, carried, written),
+      established: (number, target, latencyMs, clock) =>
+        options.established?.(this.routeName(number), target, latencyMs, clock),
+      orphaned: (native) => this.#orphans.add(native),
       lost: () => {
         this.lost++
         options.log('warn', 'The kernel dropped conntrack events; reading the table again', { lost: this.lost })
@@ -136,9 +147,15 @@ export class KernelPlane {
     for (const [name, number] of Object.entries(numbers)) this.#names.set(number, name)
   }
 
-  /** Takes over what an earlier life left: table and flows read. Resolves to the numbers found there. */
-  async start(): Promise<{ numbers: Record<string, number>; numbersInUse: number[]; hadTable: boolean }> {
+  /** Takes over what an earlier life left: table and flows read. Resolves to the numbers found there.
+   *  @param since when that life's totals were last stored: flows that ended later have their records now.
+   *  @param written those that it had written nevertheless (id, when it closed). */
+  async start(
+    since: number | null = null,
+    written: ReadonlyMap<string, number> | null = null,
+  ): Promise<{ numbers: Record<string, number>; numbersInUse: number[]; hadTable: boolean }> {
     this.#started = true
+    if (since !== null) this.#adoption = { sinceMs: since, written }
     try {
       return await this.#start()
     } catch (error) {
@@ -155,6 +172,7 @@ export class KernelPlane {
       base: this.options.base,
       mask: MARK_MASK,
       table: this.options.table,
+      receiveBuffer: this.options.receiveBuffer,
       onMessage: (message) => this.flows.ingest(message),
       onEnd: () => this.options.log('error', 'The conntrack reader has ended; kernel flows are no longer seen'),
     })
@@ -163,8 +181,15 @@ export class KernelPlane {
     if (found) await this.#anchor.ensure()
     const numbers = numbersIn(found)
     this.learn(numbers)
+    this.flows.stateTimeoutsS = await readStateTimeouts()
     await this.resync()
-    this.#resyncTimer = setInterval(() => void this.resync(), RESYNC_MS)
+    this.#deadlines = watchDeadlines(this.flows, {
+      refresh: (slot) => this.#refresh(slot),
+      cut: (slot, reason) => this.#cut(slot, reason),
+      resync: () => this.resync(),
+      lastResync: () => this.#lastResync,
+    })
+    this.#deadlines.set(this.#timeouts)
     return { numbers, numbersInUse: [...this.flows.numbers().keys()], hadTable: found !== null }
   }
 
@@ -209,15 +234,20 @@ export class KernelPlane {
   async #resync() {
     do {
       this.#dumpAgain = false
-      this.flows.beginDump()
-      await this.#reader?.dump().catch((error: Error) => this.options.log('warn', error.message))
-      this.#freshAt = performance.now()
+      const adoption = this.#adoption
+      this.#adoption = null
+      const began = performance.now()
+      this.flows.beginDump(adoption)
+      await this.#reader
+        ?.dump(endedWanted(adoption, this.flows))
+        .catch((error: Error) => this.options.log('warn', error.message))
+      this.#lastResync = { atMs: performance.now(), tookMs: performance.now() - began }
     } while (this.#dumpAgain && this.#reader)
   }
 
   /** Byte counts of all flows, at most half a second old. */
   async fresh() {
-    if (performance.now() - this.#freshAt > FRESH_MS && this.flows.size > 0) await this.resync()
+    if (performance.now() - this.#lastResync.atMs > FRESH_MS && this.flows.size > 0) await this.resync()
   }
 
   /** Ends one flow at both ends. false: there is no such flow. */
@@ -228,15 +258,30 @@ export class KernelPlane {
     return true
   }
 
-  closeRoute(number: number, reason: CloseReason): number {
-    const slots = this.flows.slotsOf(number)
-    for (const slot of slots) this.#cut(slot, reason)
-    return slots.length
+  /** Ends every flow of a route that is there now. Resolves to how many. */
+  async closeRoute(number: number, reason: CloseReason): Promise<number> {
+    const ids = this.flows.slotsOf(number).map((slot) => this.flows.id(slot))
+    await inTurns(ids, (id) => void this.close(id, reason))
+    return ids.length
+  }
+
+  /** How long a flow may take to open, be silent or half closed, by route number. */
+  setTimeouts(byNumber: ReadonlyMap<number, FlowTimeouts>) {
+    this.#timeouts = byNumber
+    this.#deadlines?.set(byNumber)
+  }
+
+  /** Brings the slot up to date with its entry; false when that has gone, or tells that the flow is over. */
+  #refresh(slot: number): boolean {
+    const native = this.flows.native(slot)
+    if (!this.#reader?.read(native)) return false
+    this.flows.update(slot, native)
+    return !isOver(native)
   }
 
   #cut(slot: number, reason: CloseReason) {
     const native = this.flows.native(slot)
-    if (this.#reader?.read(native)) this.flows.count(slot, native)
+    if (this.#reader?.read(native)) this.flows.update(slot, native)
     this.#reader?.delete(native)
     resetPeers(native)
     this.flows.end(slot, reason, Date.now())
@@ -250,8 +295,9 @@ export class KernelPlane {
     if (onStop === 'remove') {
       await this.ruleset.empty().catch(() => {})
       await this.#settleWithin(graceMs)
-      for (const number of this.flows.numbers().keys()) this.closeRoute(number, 'drained')
+      for (const number of this.flows.numbers().keys()) await this.closeRoute(number, 'drained')
     }
+    await this.#orphans.told()
     await this.ruleset.stop(onStop).catch((error: Error) => this.options.log('warn', error.message))
     this.#leave()
     await this.#anchor.stop()
@@ -262,7 +308,8 @@ export class KernelPlane {
 
   /** Hears no more from the kernel. */
   #leave() {
-    clearInterval(this.#resyncTimer)
+    this.#deadlines?.stop()
+    this.#deadlines = undefined
     this.refusals.stop()
     this.#reader?.stop()
     this.#reader = undefined
@@ -277,3 +324,20 @@ export class KernelPlane {
 /** The program as it is may refuse a connection. */
 const canRefuse = (state: KernelState) =>
   Object.values(state.groups).some(({ gate, divert }) => gate !== undefined || divert !== undefined)
+
+/** Which ended flows a dump should list: at the start those that ended while nobody watched, after a loss those that began in it. */
+function endedWanted(adoption: Adoption | null, flows: FlowTable): Ended | null {
+  if (adoption) {
+    // Two seconds more, for seconds that are cut off and for the time until the dump is made.
+    const agoS = (Date.now() - adoption.sinceMs) / 1000 + 2
+    const least = (state: number) => Math.max(0, Math.floor((flows.stateTimeoutsS[state] ?? 0) - agoS))
+    return {
+      startedMs: 0,
+      leastTimeoutS: STATES.map((state) => (state === TCP.TIME_WAIT || state === TCP.CLOSE ? least(state) : 0)),
+    }
+  }
+  const lossMs = flows.lossMs
+  return lossMs === null ? null : { startedMs: lossMs, leastTimeoutS: STATES.map(() => 0) }
+}
+/** enum tcp_conntrack. */
+const STATES = Array.from({ length: 10 }, (_, state) => state)

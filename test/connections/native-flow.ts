@@ -36,6 +36,9 @@ export function nativeFlow(
     ends?: number
     status?: number
     timeout?: number
+    deletedBy?: number
+    establishedMs?: number
+    timed?: boolean
   } = {},
 ): Uint8Array {
   const bytes = new Uint8Array(FLOW_BYTES)
@@ -58,7 +61,7 @@ export function nativeFlow(
   view.setUint16(22, listener[1], true)
   view.setUint16(24, target[1], true)
   view.setUint16(26, back[1], true)
-  view.setUint32(28, more.error ?? 0, true)
+  view.setUint32(28, more.deletedBy ?? more.error ?? 0, true)
   bytes.set(ipBytes(client[0]), 32)
   bytes.set(ipBytes(listener[0]), 48)
   bytes.set(ipBytes(target[0]), 64)
@@ -68,5 +71,7 @@ export function nativeFlow(
   view.setBigUint64(136, BigInt(more.eventMs ?? 1_700_000_000_000) * 1_000_000n, true)
   view.setUint32(144, more.timeout ?? 0, true)
   bytes[148] = more.counters ? 1 : 0
+  bytes[149] = more.timed ? 1 : 0
+  view.setBigUint64(152, BigInt(more.establishedMs ?? 0) * 1_000_000n, true)
   return bytes
 }
