@@ -167,7 +167,7 @@ export class Control implements Gateway {
         log: this.log,
         flowOpened: (route, target, openedMs) => this.table.flowOpened(route, target, openedMs),
         flowCarried: (route, target, openedMs, more) => this.table.flowCarried(route, target, openedMs, more),
-        flowSettled: (record, carried) => this.table.flowSettled(record, carried),
+        flowSettled: (record, carried, written) => this.table.flowSettled(record, carried, written),
         refused: (route, { reason, count }) => this.table.ingest({ ...NOTHING, refused: [{ route, reason, count }] }),
       })
       this.#kernel = kernel
@@ -275,6 +275,7 @@ export class Control implements Gateway {
     const kernel = this.#kernel
     if (!kernel || this.#kernelState.phase !== 'ready') return undefined
     kernel.learn(numbersOf(plan))
+    kernel.setTimeouts(plan.routes)
     const any = plan.routes.some((route) => route.carrier === 'kernel')
     // A machine whose configuration needs nothing of the kernel keeps its settings and gets no table.
     if (isEmpty(plan.kernel) && kernel.ruleset.elements === 0 && kernel.ruleset.settled) return undefined

@@ -8,7 +8,7 @@ import type { ConnectionRecord } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { Carried } from '../connections/totals.ts'
 import { emptyState, mark } from '../plan/kernel-state.ts'
-import type { KernelState } from '../plan/types.ts'
+import type { KernelState, PlannedRoute } from '../plan/types.ts'
 import { Anchor } from './anchor.ts'
 import { ConntrackReader, type Ended } from './conntrack.ts'
 import { inTurns, Orphans, resetPeers } from './cut.ts'
@@ -17,7 +17,7 @@ import { parseListing } from './program.ts'
 import { Refusals, type Refusal } from './refusals.ts'
 import { Ruleset } from './ruleset.ts'
 import { SETTINGS, Sysctl } from './sysctl.ts'
-import { readStateTimeouts, watchDeadlines, type Deadlines, type FlowTimeouts } from './timeouts.ts'
+import { readStateTimeouts, timeoutsByNumber, watchDeadlines, type Deadlines, type FlowTimeouts } from './timeouts.ts'
 
 export { foreignForwardFindings, type ForwardFinding } from './forward-chains.ts'
 export { nftVersion, probeRules, readForwardChains } from './inspect.ts'
@@ -265,10 +265,10 @@ export class KernelPlane {
     return ids.length
   }
 
-  /** How long a flow may take to open, be silent or half closed, by route number. */
-  setTimeouts(byNumber: ReadonlyMap<number, FlowTimeouts>) {
-    this.#timeouts = byNumber
-    this.#deadlines?.set(byNumber)
+  /** How long a flow may take to open, be silent or half closed. Routes that are gone keep theirs while they have flows. */
+  setTimeouts(routes: readonly PlannedRoute[]) {
+    this.#timeouts = timeoutsByNumber(routes)
+    this.#deadlines?.set(this.#timeouts)
   }
 
   /** Brings the slot up to date with its entry; false when that has gone, or tells that the flow is over. */

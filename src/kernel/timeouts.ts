@@ -3,6 +3,7 @@
 import { PHASE, STATE_TIMEOUTS_S, IPPROTO_TCP } from '../connections/native-flow.ts'
 import type { FlowTable, FlowTimes } from '../connections/flows.ts'
 import type { CloseReason } from '../connections/reasons.ts'
+import type { PlannedRoute } from '../plan/types.ts'
 import { FLOW_CUTS_PER_TURN, FLOW_READS_MAX, RESYNC_MS_MAX, RESYNC_MS_MIN } from '../base/limits.ts'
 
 export interface FlowTimeouts {
@@ -12,6 +13,15 @@ export interface FlowTimeouts {
   parity: number
   allowHalfOpen: boolean
 }
+
+export const timeoutsByNumber = (routes: readonly PlannedRoute[]): Map<number, FlowTimeouts> =>
+  new Map(
+    routes.map(({ number, user: { action, timeoutsMs } }) => {
+      const { connect, idle, halfClosed, parity } = timeoutsMs
+      const allowHalfOpen = action.type === 'forward' && action.allowHalfOpen
+      return [number, { connect, idle, halfClosed, parity, allowHalfOpen }]
+    }),
+  )
 
 const SWEEP_MS = 1000
 /** Looking at the kernel's list takes at most one part in this many of the time. */
