@@ -42,7 +42,7 @@ function rulesOf(name: string): Rules | null {
 const KINDS: [RegExp, (found: RegExpExecArray) => Rules][] = [
   // turn_ROUTE_SLOTS4_SLOTS6: numgen counts for each rule, so a route whose targets take turns has rules of its own.
   [/^turn_\d+_(\d+)_(\d+)(_keep|_udp)?$/, ([, four, six, kind]) => slots('numgen inc', 'numgen inc', four!, six!, kind)],
-  [/^hash_(\d+)_(\d+)(_keep|_udp)?$/, ([, four, six, kind]) => slots('jhash ip saddr', 'jhash ip6 saddr', four!, six!, kind)],
+  [/^hash_(\d+)_(\d+)(_keep|_udp)?$/, ([, four, six, kind]) => slots('jhash ip saddr', 'jhash ip6 saddr', four!, six!, kind, SEED)],
   [/^client_max_(\d+)$/, ([, count]) => perClient('clients', true, `ct count over ${count}`, 'refuse_route_ip_limit')],
   [/^client_max_all_(\d+)$/, ([, count]) => perClient('clients_all', false, `ct count over ${count}`, 'refuse_global_ip_limit')],
   [/^client_rate_(\d+)_(second|minute|hour)$/, ([, count, unit]) => perClient('rates', true, bucket(count!, unit!), 'refuse_route_rate')],
@@ -51,11 +51,15 @@ const KINDS: [RegExp, (found: RegExpExecArray) => Rules][] = [
   [/^timeout_udp_(\d+)$/, ([name, idle]) => timeouts(name, 'udp', { unreplied: Math.min(30, Number(idle)), replied: Number(idle) })],
 ] // prettier-ignore
 
+/** Without a seed of ours the kernel draws one whenever it gets the rule: a larger table, or our table loaded again, would
+ *  send every client elsewhere. */
+const SEED = ' seed 0x51'
+
 /** @param kind whose slots: with a port of their own, TCP or UDP, or keeping the client's port. */
-function slots(choose4: string, choose6: string, four: string, six: string, kind: string = ''): Rules {
+function slots(choose4: string, choose6: string, four: string, six: string, kind = '', seed = ''): Rules {
   const protocol = kind === '_keep' ? '' : kind === '_udp' ? 'meta l4proto udp ' : 'meta l4proto tcp '
   const rule = (ip: string, choose: string, count: string, family: number) =>
-    `${protocol}dnat ${ip} to ct mark . ${choose} mod ${count} map @slot${kind}${family}`
+    `${protocol}dnat ${ip} to ct mark . ${choose} mod ${count}${seed} map @slot${kind}${family}`
   return {
     rules: [
       ...(four === '0' ? [] : [rule('ip', choose4, four, 4)]),

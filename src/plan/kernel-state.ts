@@ -4,7 +4,7 @@ import { compareBytes, familyOf, formatIp, mergeNetworks, type Interval } from '
 import { parseRate } from '../base/units.ts'
 import type { Config } from '../config/schema.ts'
 import type { Ownership } from './ports.ts'
-import { assignSlots } from './slots.ts'
+import { assignSlots, type Choice } from './slots.ts'
 import type { Endpoint, Facts, KernelElement, KernelGroup, KernelState, PlannedRoute } from './types.ts'
 
 /** Sets and maps whose elements are ours to say; the kernel fills the others (clients, rates, refused) itself. */
@@ -222,7 +222,7 @@ function addTargets(group: Group, key: string, family: 4 | 6, route: PlannedRout
   }
   const map = `${slotMap(route, keeps)}${family}` as MapName
   const shares = usable.map((endpoint) => ({ value: targetText(endpoint), weight: endpoint.share }))
-  const slots = assignSlots(shares, slotsIn(before?.[map], key))
+  const slots = assignSlots(shares, slotsIn(before?.[map], key), choiceOf(route))
   slots.forEach((value, slot) => group.put(map, `${key} . ${slot}`, { value }))
   group.put('balance', key, { value: `goto ${balanceChain(route, group, keeps)}` })
 }
@@ -243,12 +243,14 @@ function slotsIn(elements: Record<string, KernelElement> | undefined, key: strin
 const slotMap = ({ listens }: PlannedRoute, keeps: boolean) =>
   keeps ? 'slot_keep' : listens[0]!.protocol === 'udp' ? 'slot_udp' : 'slot'
 
+const choiceOf = ({ user: { action } }: PlannedRoute): Choice =>
+  action.type === 'forward' && action.balance === 'source-hash' ? 'hash' : 'turn'
+
 /** turn: a counter of the route's own, exact whatever other routes do. hash: the client's address. */
 function balanceChain(route: PlannedRoute, group: Group, keeps: boolean): string {
   const map = slotMap(route, keeps)
   const sizes = [4, 6].map((family) => Object.keys(group.maps[`${map}${family}`] ?? {}).length)
-  const { balance } = route.user.action as Extract<PlannedRoute['user']['action'], { type: 'forward' }>
-  const kind = balance === 'source-hash' ? 'hash' : `turn_${route.number}`
+  const kind = choiceOf(route) === 'hash' ? 'hash' : `turn_${route.number}`
   return `${kind}_${sizes.join('_')}${map.slice('slot'.length)}`
 }
 

@@ -13,13 +13,18 @@ export interface Share {
   weight: number
 }
 
-/** Slot → value. A power of two of them, never fewer than `before` has: doubling a table leaves every slot modulo its size
- *  where it was, so a hash still finds what it found. */
-export function assignSlots(shares: Share[], before: string[] = []): string[] {
+/** How a connection finds its slot: in turns, or by the hash of its client. */
+export type Choice = 'turn' | 'hash'
+
+/** Slot → value. A power of two of them, never fewer than `before` has. In a larger table each slot of the smaller one is
+ *  repeated where its connections look for it now: a hash is scaled to the size, so its slots are neighbours; turns go
+ *  through the smaller table again and again. */
+export function assignSlots(shares: Share[], before: string[] = [], choice: Choice = 'turn'): string[] {
   let size = before.length
   while (size < SLOTS_MIN || !isPrecise(shares, size)) size = Math.max(SLOTS_MIN, size * 2)
   const room = roomFor(shares, size)
-  const slots: (string | undefined)[] = Array.from({ length: size }, (_, slot) => before[slot % before.length])
+  const old = (slot: number) => (choice === 'turn' ? slot % before.length : Math.floor((slot * before.length) / size))
+  const slots: (string | undefined)[] = Array.from({ length: size }, (_, slot) => before[old(slot)])
   release(slots, room)
   fill(slots, room)
   return slots as string[]

@@ -344,3 +344,15 @@ export async function visit(from: Namespace, host: string, port: number, text = 
   await talker.say(text)
   await talker.close()
 }
+
+/** Connects `count` times, some at once, and closes each when it stands. Resolves when all are over; rejects when one is refused. */
+export async function visitAll(from: Namespace, host: string, port: number, count: number, atOnce = 20): Promise<void> {
+  let left = count
+  const visitor = async () => {
+    while (left-- > 0) {
+      const socket = await from.connect(host, port)
+      socket.terminate()
+    }
+  }
+  await Promise.all(Array.from({ length: atOnce }, visitor))
+}

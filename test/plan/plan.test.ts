@@ -301,12 +301,17 @@ describe('slot tables', () => {
     expect(moved / ideal).toBeLessThanOrEqual(1.2)
   })
 
-  test('E7: source-hash: a target that goes moves nobody but its own clients', () => {
-    const before = assignSlots(shares([1, 1, 1, 1]))
-    const after = assignSlots(shares([1, 1, 1]), before)
-    const slotOf = (slots: string[], hash: number) => slots[hash % slots.length]!
-    for (let hash = 0; hash < 4096; hash++)
-      if (slotOf(before, hash) !== 't3') expect(slotOf(after, hash)).toBe(slotOf(before, hash))
+  test('E7: source-hash: a target that goes moves nobody but its own clients, one that comes only to itself', () => {
+    // As the kernel does it: reciprocal_scale, no remainder.
+    const slotOf = (slots: string[], hash: number) => slots[Math.floor((hash / 4096) * slots.length)]!
+    const four = assignSlots(shares([1, 1, 1, 1]), [], 'hash')
+    const three = assignSlots(shares([1, 1, 1]), four, 'hash')
+    const five = assignSlots(shares([1, 1, 1, 1, 1]), four, 'hash')
+    expect([four.length, three.length, five.length]).toEqual([16, 128, 128])
+    for (let hash = 0; hash < 4096; hash++) {
+      if (slotOf(four, hash) !== 't3') expect(slotOf(three, hash)).toBe(slotOf(four, hash))
+      if (slotOf(five, hash) !== 't4') expect(slotOf(five, hash)).toBe(slotOf(four, hash))
+    }
   })
 
   test('E7: the table in the kernel is kept: a plan moves only what it must', () => {
