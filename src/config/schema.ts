@@ -156,16 +156,28 @@ const tls = z
   })
   .describe('TLS of the route.')
 
+// It is written into the request as it stands: nothing in it may end the line.
+const requestPath = z
+  .string()
+  .max(2048)
+  .refine((path) => /^\/[!-~]*$/.test(path), {
+    error: 'not the path of a request',
+    params: { remedy: 'visible ASCII that begins with "/", such as "/healthz"' },
+  })
+
 const health = z
   .strictObject({
-    interval: duration('Between checks. Default 5s.').optional(),
+    interval: duration('Between checks, give or take a tenth. Default 5s.').optional(),
     timeout: duration('Of one check. Default 2s.').optional(),
     rise: z.int().min(1).max(100).optional().describe('Good checks until a target is used again. Default 2.'),
     fall: z.int().min(1).max(100).optional().describe('Bad checks until a target is left out. Default 3.'),
     type: z
-      .union([z.enum(['tcp', 'tls']), z.strictObject({ http: text(2048).describe('Path to GET. Required.') })])
+      .union([
+        z.enum(['tcp', 'tls']),
+        z.strictObject({ http: requestPath.describe('Path to GET; 2xx and 3xx are good. Required.') }),
+      ])
       .optional()
-      .describe('What a check does. Default tcp.'),
+      .describe('What a check does: connect, shake hands (the certificate is not verified), or ask. Default tcp.'),
   })
   .describe('Health checks of the targets.')
 

@@ -47,6 +47,7 @@ export class TargetHealth implements ConnectionObserver {
       different = this.#expect(route.name, checks) || different
       // A single target has nobody to be left out for, unless health says that none is better than a dead one.
       if (health ? endpoints.length > 0 : endpoints.length > 1) watched.push(this.#watch(route.name, health, endpoints))
+      else if (names) watched.push(this.#watch(route.name, health, []))
     }
     const nowMs = Date.now()
     this.#note(...(names ? this.#states.update(watched, nowMs) : this.#states.set(watched, nowMs)))

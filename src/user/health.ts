@@ -181,6 +181,8 @@ class Check extends Timed implements Owner {
   }
 }
 
+const ERRNO_NAME = /^E[A-Z]+$/
+
 const checkOf = (end: End) => end.owner as Check
 
 const connecting: Consumer = {
@@ -208,7 +210,9 @@ const handshaking: Consumer = {
     checkOf(end).end(`TLS: ${error?.message ?? 'closed during the handshake'}`)
   },
   secured(end, ok, error) {
-    checkOf(end).end(ok ? null : `TLS: ${error?.message ?? 'the handshake failed'}`)
+    // What is held against the certificate comes here too, with a code of OpenSSL's; the handshake itself fails with an errno.
+    const failed = !ok && ERRNO_NAME.test((error as NodeJS.ErrnoException | null)?.code ?? 'EPROTO')
+    checkOf(end).end(failed ? `TLS: ${error?.message ?? 'the handshake failed'}` : null)
   },
 }
 

@@ -3,6 +3,7 @@ import { afterEach } from 'bun:test'
 import { readdirSync } from 'node:fs'
 import net from 'node:net'
 import { cString, native, ptr } from '../../src/base/native.ts'
+import type { DialReport } from '../../src/channel/messages.ts'
 import type { ConnectionEvents, ConnectionRecord } from '../../src/connections/record.ts'
 import type { UserRoute, UserTarget } from '../../src/plan/types.ts'
 import { UserPlane, type Problem } from '../../src/user/index.ts'
@@ -71,6 +72,7 @@ export interface Bench {
   opened: ConnectionRecord[]
   settled: ConnectionRecord[]
   refused: Map<string, number>
+  dials: DialReport[]
   logged: string[]
   /** The next plan for the same listeners. */
   apply(routes: UserRoute[], certificates?: Record<string, { cert: string; key: string }>): Promise<Problem[]>
@@ -115,6 +117,7 @@ export async function open(
     opened: [] as ConnectionRecord[],
     settled: [] as ConnectionRecord[],
     refused: new Map<string, number>(),
+    dials: [] as DialReport[],
     logged: [] as string[],
     ports: listeners.map((one) => one.port),
     port: listeners[0]!.port,
@@ -127,7 +130,8 @@ export async function open(
   }
   const log = (level: string, message: string, fields?: object) =>
     bench.logged.push(`${level} ${message} ${JSON.stringify(fields ?? {})}`)
-  bench.plane = new UserPlane({ report, log }, { idPrefix: 'w1-', configFile: options.configFile })
+  const dialed = (dials: DialReport[]) => void bench.dials.push(...dials)
+  bench.plane = new UserPlane({ report, dialed, log }, { idPrefix: 'w1-', configFile: options.configFile })
   let generation = 0
   bench.apply = (routes, certificates = options.certificates ?? {}) => {
     const sent = generation++ === 0 ? fds : new Map<number, number>()
