@@ -71,6 +71,7 @@ export class HealthChecks {
     while (this.running < HEALTH_CHECKS_AT_ONCE_MAX) {
       const check = this.#ready.shift()
       if (!check) break
+      if (check.stopped) continue
       this.running++
       check.start()
     }
