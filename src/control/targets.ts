@@ -8,8 +8,8 @@ import type { Endpoint, PlannedRoute } from '../plan/types.ts'
 
 /** What is known of an endpoint beside its traffic. */
 export interface TargetHealth {
-  down: boolean
-  lastError?: string
+  up: boolean
+  lastError: string | null
 }
 
 export interface TargetFacts {
@@ -20,36 +20,31 @@ export interface TargetFacts {
 
 type Forwarding = Pick<PlannedRoute, 'name' | 'endpoints'>
 
-export function targetViews(routes: Iterable<Forwarding>, facts: TargetFacts): TargetView[] {
-  const views: TargetView[] = []
+/** One after another: a scrape of very many takes them bit by bit. */
+export function* targetViews(routes: Iterable<Forwarding>, facts: TargetFacts): Generator<TargetView> {
   for (const { name, endpoints } of routes) {
     if (endpoints.length === 0) continue
     const totals = facts.totals(name)
     for (const endpoint of endpoints) {
       const carried = totalsOf(endpoint, totals)
       const health = facts.health(name, endpoint.key)
-      views.push({
+      const up = health?.up !== false
+      yield {
         route: name,
         target: endpoint.key,
         ...(endpoint.target === endpoint.key ? {} : { configured: endpoint.target }),
-        state: facts.drained(name, endpoint)
-          ? carried.now > 0
-            ? 'draining'
-            : 'drained'
-          : health?.down
-            ? 'down'
-            : 'up',
+        state: facts.drained(name, endpoint) ? (carried.now > 0 ? 'draining' : 'drained') : up ? 'up' : 'down',
+        up,
         weight: endpoint.weight,
         share: endpoint.share,
         connections: carried.now,
         total: carried.total,
         bytesIn: carried.bytesIn,
         bytesOut: carried.bytesOut,
-        ...(health?.lastError === undefined ? {} : { lastError: health.lastError }),
-      })
+        ...(health?.lastError ? { lastError: health.lastError } : {}),
+      }
     }
   }
-  return views
 }
 
 type Sums = Pick<TargetTotals, 'now' | 'total' | 'bytesIn' | 'bytesOut'>

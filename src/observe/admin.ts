@@ -31,6 +31,8 @@ export interface TargetView {
   /** As it is configured, where that is something else: "db.internal:5432". */
   configured?: string
   state: 'up' | 'down' | 'draining' | 'drained'
+  /** It works, as far as is known; also of one that is drained. */
+  up: boolean
   weight: number
   /** Of new connections now: 0 when it takes none. */
   share: number

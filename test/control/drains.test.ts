@@ -261,11 +261,11 @@ describe('targets', () => {
   test('H19: are shown with what they carried and what is known of them', () => {
     const views = targetViews(routes, {
       totals,
-      health: (_, key) => (key === '10.0.0.6:80' ? { down: true, lastError: 'refused' } : undefined),
+      health: (_, key) => (key === '10.0.0.6:80' ? { up: false, lastError: 'refused' } : undefined),
       drained: (route) => route === 'mail',
     })
-    const sums = { share: 1, weight: 1, total: 1, bytesIn: 5, bytesOut: 7 }
-    expect(views).toEqual([
+    const sums = { up: true, share: 1, weight: 1, total: 1, bytesIn: 5, bytesOut: 7 }
+    expect([...views]).toEqual([
       {
         ...sums,
         route: 'web',
@@ -281,6 +281,7 @@ describe('targets', () => {
         route: 'web',
         target: '10.0.0.6:80',
         state: 'down',
+        up: false,
         weight: 3,
         share: 0,
         connections: 0,
