@@ -197,8 +197,9 @@ export class HealthStates {
     return changes
   }
 
-  isUp(route: string, endpoint: string): boolean {
-    return this.#routes.get(route)?.states.get(endpoint)?.up ?? true
+  /** undefined: it is not watched. */
+  of(route: string, endpoint: string): Pick<HealthView, 'up' | 'lastError'> | undefined {
+    return this.#routes.get(route)?.states.get(endpoint)
   }
 
   *view(): Generator<HealthView> {

@@ -65,7 +65,7 @@ export class TargetHealth implements ConnectionObserver {
         key: one.key,
         checked: health !== undefined && canBeChecked(one),
         // What is down has no share, but would have.
-        usable: one.share > 0 || (one.weight > 0 && !this.#states.isUp(name, one.key)),
+        usable: one.share > 0 || (one.weight > 0 && this.#states.of(name, one.key)?.up === false),
       })),
     }
   }
@@ -120,6 +120,11 @@ export class TargetHealth implements ConnectionObserver {
     const down: Record<string, Record<string, true>> = {}
     for (const { route, endpoint, up } of this.#states.view()) if (!up) (down[route] ??= {})[endpoint] = true
     return down
+  }
+
+  /** undefined: it is not watched. */
+  of(route: string, endpoint: string): Pick<HealthView, 'up' | 'lastError'> | undefined {
+    return this.#states.of(route, endpoint)
   }
 
   view(): HealthView[] {

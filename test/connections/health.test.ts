@@ -51,7 +51,7 @@ function machine(...routes: WatchedRoute[]) {
       note(states.failed('r', target, { openedAt: isoTime(nowMs - ago), kind, why: 'target_refused' }, nowMs)),
     serve: (target: string, ago = 0) => states.succeeded('r', target, isoTime(nowMs - ago), nowMs),
     check: (target: string, error: string | null) => note(states.checked('r', target, error, nowMs)),
-    up: (target: string) => states.isUp('r', target),
+    up: (target: string) => states.of('r', target)?.up,
     one: (target: string) => [...states.view()].find((view) => view.endpoint === target)!,
   }
   return self
