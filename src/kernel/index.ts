@@ -19,6 +19,7 @@ import { Ruleset } from './ruleset.ts'
 import { SETTINGS, Sysctl } from './sysctl.ts'
 import { readStateTimeouts, timeoutsByNumber, watchDeadlines, type Deadlines, type FlowTimeouts } from './timeouts.ts'
 
+export { CapacityWatch, type Capacity } from './capacity.ts'
 export { foreignForwardFindings, type ForwardFinding } from './forward-chains.ts'
 export { nftVersion, probeRules, readForwardChains } from './inspect.ts'
 export { programVersion, renderAll, renderDifference } from './program.ts'
