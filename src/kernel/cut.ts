@@ -39,27 +39,42 @@ export async function inTurns<T>(items: readonly T[], act: (item: T) => void): P
   }
 }
 
+/** The kernel tells of a deletion a moment before the entry is out of the way. */
+const GONE_RETRY_MS = 5
+const GONE_TRIES = 20
+
 /** Flows whose entries somebody else deleted, until their peers have been told: as many as there were flows, for a moment. */
 export class Orphans {
   #waiting: Uint8Array[] = []
   #telling: Promise<void> | null = null
 
+  /** @param isThere whether the flow has an entry still: a SYN would get another port than the peer knows. */
+  constructor(private readonly isThere: (flow: Uint8Array) => boolean) {}
+
   add(flow: Uint8Array) {
     this.#waiting.push(flow)
-    this.#telling ??= this.#tell()
+    this.#telling ??= this.#tell().finally(() => {
+      this.#telling = null
+    })
   }
 
   /** Resolves when every peer has been told. */
   async told(): Promise<void> {
-    await this.#telling
+    while (this.#telling) await this.#telling
   }
 
   async #tell() {
-    while (this.#waiting.length > 0) {
-      const flows = this.#waiting
+    let still: Uint8Array[] = []
+    for (let tries = 1; this.#waiting.length > 0 || still.length > 0; tries++) {
+      const flows = [...still, ...this.#waiting]
       this.#waiting = []
-      await inTurns(flows, resetPeers)
+      still = []
+      await inTurns(flows, (flow) => {
+        if (tries < GONE_TRIES && this.isThere(flow)) still.push(flow)
+        else resetPeers(flow)
+      })
+      if (still.length > 0) await Bun.sleep(GONE_RETRY_MS)
+      else tries = 0
     }
-    this.#telling = null
   }
 }

@@ -87,7 +87,7 @@ export class KernelPlane {
   #reader: ConntrackReader | undefined
   #deadlines: Deadlines | undefined
   #timeouts: ReadonlyMap<number, FlowTimeouts> = new Map()
-  readonly #orphans = new Orphans()
+  readonly #orphans = new Orphans((flow) => this.#reader?.read(flow) ?? false)
   #adoption: Adoption | null = null
   #dump: Promise<void> | null = null
   #dumpAgain = false
