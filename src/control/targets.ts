@@ -7,14 +7,14 @@ import { leadsTo } from '../plan/endpoints.ts'
 import type { Endpoint, PlannedRoute } from '../plan/types.ts'
 
 /** What is known of an endpoint beside its traffic. */
-export interface TargetHealth {
+export interface EndpointHealth {
   up: boolean
   lastError: string | null
 }
 
 export interface TargetFacts {
   totals(route: string): RouteTotals
-  health(route: string, endpoint: string): TargetHealth | undefined
+  health(route: string, endpoint: string): EndpointHealth | undefined
   drained(route: string, endpoint: Endpoint): boolean
 }
 
