@@ -10,9 +10,11 @@ import { check } from './config/check.ts'
 import { loadConfig } from './config/load.ts'
 import type { Config } from './config/schema.ts'
 import type { ConnectionRecord } from './connections/record.ts'
+import type { CloseReason } from './connections/reasons.ts'
 import { ConnectionTable } from './connections/table.ts'
 import { readAuthorities } from './control/authorities.ts'
 import { changesOf, fixedChanges, GatewayError, ProblemsError } from './control/changes.ts'
+import { LeastConnections } from './control/least-connections.ts'
 import { Listeners } from './control/listeners.ts'
 import { resolveNames } from './control/names.ts'
 import { Supervisor } from './control/supervisor.ts'
@@ -22,8 +24,9 @@ import { AccessLog } from './observe/access-log.ts'
 import { AdminServer, type Gateway, type ReloadResult } from './observe/admin.ts'
 import { makeLog, type Log } from './observe/log.ts'
 import { emptyState, isEmpty } from './plan/kernel-state.ts'
-import { DEFAULT_MARK_BASE, noFacts, plan as makePlan } from './plan/plan.ts'
-import type { Facts, Plan, PlannedRoute } from './plan/types.ts'
+import { DEFAULT_MARK_BASE, noFacts, plan as makePlan, retarget } from './plan/plan.ts'
+import { leadsTo } from './plan/endpoints.ts'
+import type { Endpoint, Facts, Plan, PlannedRoute } from './plan/types.ts'
 
 const RESOLVE_EVERY_MS = 30_000
 /** Between attempts to use a kernel that could not be used. */
@@ -53,6 +56,16 @@ export class Control implements Gateway {
   #plan: Plan = { routes: [], listeners: [], reservations: [], kernel: emptyState() }
   #facts: Facts
   readonly #listeners = new Listeners(() => this.#workerHasApplied())
+  readonly #leastConnections = new LeastConnections(
+    ({ number, name }) => ({
+      active: this.#kernel?.flows.countByTarget(number) ?? new Map(),
+      total: this.table.totals(name).total,
+    }),
+    (shares) => {
+      Object.assign(this.#facts.shares, shares)
+      void this.#retarget(new Set(Object.keys(shares)))
+    },
+  )
   #generation = 0
   #applied = { generation: 0, problems: new Map<string, string>() }
   #changing: Promise<unknown> = Promise.resolve()
@@ -267,7 +280,26 @@ export class Control implements Gateway {
     const wanted = new Set(next.listeners.map((listener) => listener.key))
     await this.#supervisor.apply(workerPlan, this.#listeners.descriptors(wanted))
     this.#listeners.keep(wanted, new Set(next.reservations.map((reservation) => reservation.key)))
-    this.#drainChanged(before, next)
+    this.#leastConnections.follow(next.routes)
+    // What goes elsewhere does so first: a client that is cut and comes back at once must not meet the old target.
+    void Promise.resolve(applied)
+      .catch(() => {})
+      .then(() => this.#drainChanged(before, next))
+  }
+
+  /** Targets came, went or changed their share: the endpoints of these routes anew, and nothing else. Resolves when new
+   *  connections go where they should. */
+  #retarget(names: ReadonlySet<string>): Promise<void> {
+    return this.#serially(async () => {
+      if (this.#stopping) return
+      const before = this.#kernel?.ruleset.state ?? emptyState()
+      const next = retarget(this.#plan, this.#config, { ...this.#facts, before }, names)
+      const changed = next.routes.filter((route) => names.has(route.name))
+      this.#plan = next
+      this.#supervisor.updateRoutes(await readAuthorities(changed.map((route) => route.user)))
+      this.#leastConnections.follow(next.routes)
+      await this.#applyKernel(next)?.catch(() => {})
+    })
   }
 
   /** Hands the elements to the kernel's loop. undefined: there is no kernel plane (yet), and nothing for it to do. */
@@ -307,14 +339,19 @@ export class Control implements Gateway {
 
   // ---- what a change does to live connections ----
 
-  /** Routes that are gone or go elsewhere: their connections finish, are cut, or are cut after a deadline, as the route says. */
+  /** Routes that are gone or go elsewhere: their connections finish, are cut, or are cut after a deadline, as the route says.
+   *  UDP does not finish: who is silent for a while and comes back must not meet a target that is no longer meant. */
   #drainChanged(before: Plan, next: Plan) {
     const now = new Map(next.routes.map((route) => [route.name, route]))
     for (const old of before.routes) {
       const kept = now.get(old.name)
-      const retargeted = kept && JSON.stringify(kept.user.action) !== JSON.stringify(old.user.action)
-      if ((kept && !retargeted) || old.drainMs === null) continue
-      this.#drain(old, old.drainMs)
+      const deadlineMs = protocolOf(old) === 'udp' ? 0 : old.drainMs
+      if (deadlineMs === null) continue
+      if (!kept || doesElse(old, kept)) this.#drain(old, deadlineMs)
+      else {
+        const gone = old.endpoints.filter((one) => !kept.endpoints.some((other) => other.key === one.key))
+        if (gone.length > 0) this.#after(deadlineMs, () => this.#cutEndpoints(old, gone, 'drained'))
+      }
     }
   }
 
@@ -322,15 +359,29 @@ export class Control implements Gateway {
     this.#supervisor.send({ type: 'drain', route: route.name, deadlineMs })
     // Only flows that are there now: a new one of the same route is not part of the drain.
     const ids = this.#kernel?.flows.slotsOf(route.number).map((slot) => this.#kernel!.flows.record(slot).id) ?? []
-    const cut = () => {
+    this.#after(deadlineMs, () => {
       for (const id of ids) this.#kernel?.close(id, 'drained')
-    }
-    if (deadlineMs === 0) return cut()
+    })
+  }
+
+  #after(ms: number, act: () => void) {
+    if (ms === 0) return act()
     const timer = setTimeout(() => {
       this.#drains.delete(timer)
-      cut()
-    }, deadlineMs)
+      act()
+    }, ms)
     this.#drains.add(timer)
+  }
+
+  /** Ends the connections of a route to these endpoints, in both planes. */
+  #cutEndpoints(route: PlannedRoute, endpoints: Endpoint[], reason: CloseReason) {
+    for (const { key } of endpoints)
+      this.#supervisor.send({ type: 'closeTarget', route: route.name, endpoint: key, reason })
+    const flows = this.#kernel?.flows
+    for (const slot of flows?.slotsOf(route.number) ?? []) {
+      const { id, target } = flows!.record(slot)
+      if (endpoints.some((endpoint) => leadsTo(endpoint, target))) this.#kernel!.close(id, reason)
+    }
   }
 
   // ---- names of targets ----
@@ -435,7 +486,7 @@ export class Control implements Gateway {
       return { carrier, state: 'failed', reason: route.unserved }
     if (inKernel && carrier === 'kernel') return { carrier, state: 'active', reason }
     if (inKernel) return { carrier: 'kernel', state: 'applying', reason: 'in the kernel until its rules are out of it' }
-    if (phase !== 'ready' && protocolIn(route) === 'udp')
+    if (phase !== 'ready' && protocolOf(route) === 'udp')
       return { carrier, state: 'applying', reason: 'served once its rules are in the kernel' }
     if (phase === 'unusable' && reason === unusable) return { carrier: 'user', state: 'fallback', reason }
     if (carrier !== 'kernel') return { carrier, state: this.#applied.generation === 0 ? 'applying' : 'active', reason }
@@ -517,6 +568,7 @@ export class Control implements Gateway {
     this.#planned.resolve()
     this.#workerReady.resolve()
     clearInterval(this.#resolveTimer)
+    this.#leastConnections.stop()
     clearTimeout(this.#kernelRetry)
     for (const timer of this.#drains) clearTimeout(timer)
     // Whatever is under way ends first: its outcome is undone below.
@@ -534,6 +586,9 @@ export class Control implements Gateway {
 }
 
 const NOTHING = { opened: [], changed: [], settled: [] }
-const protocolIn = (route: PlannedRoute) => route.listens[0]!.protocol
+const protocolOf = (route: PlannedRoute) => route.listens[0]!.protocol
+/** More has changed than its targets. */
+const doesElse = (a: PlannedRoute, b: PlannedRoute) => withoutTargets(a) !== withoutTargets(b)
+const withoutTargets = ({ user: { action } }: PlannedRoute) => JSON.stringify({ ...action, targets: undefined })
 const listensOf = (plan: Plan) => plan.routes.flatMap((route) => route.listens)
 const numbersOf = (plan: Plan) => Object.fromEntries(plan.routes.map((route) => [route.name, route.number]))
