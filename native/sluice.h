@@ -98,6 +98,12 @@ int sluice_ct_get(struct sluice_flow *flow);
 int sluice_ct_delete(const struct sluice_flow *flow);
 int sluice_ct_stop(void);
 
+struct sluice_udp_listen { uint8_t family, unused; uint16_t from, to, unused2; uint8_t address[16]; }; /* 24 bytes */
+
+/* Deletes the entries of UDP flows to these local addresses and ports that have no DNAT: see conntrack_release.c. Returns at
+ * once; -EBUSY while the call before is at work. */
+int sluice_ct_release_udp(const struct sluice_udp_listen *listens, int count);
+
 /* ---- relay (relay.c) ---- */
 
 enum sluice_relay_kind { SLUICE_RELAY_HALF_CLOSED = 1, SLUICE_RELAY_CLOSED = 2 };

@@ -23,6 +23,7 @@ const signatures = {
   sluice_ct_dump: { args: ['u16', 'ptr'], returns: 'i32' },
   sluice_ct_get: { args: ['ptr'], returns: 'i32' },
   sluice_ct_delete: { args: ['ptr'], returns: 'i32' },
+  sluice_ct_release_udp: { args: ['ptr', 'i32'], returns: 'i32' },
   sluice_ct_stop: { args: [], returns: 'i32' },
   sluice_relay_start: { args: ['i32'], returns: 'i32' },
   sluice_relay_add: { args: ['u64', 'i32', 'i32', 'ptr', 'u32', 'ptr', 'u32'], returns: 'i32' },
