@@ -15,9 +15,12 @@ import { ConnectionTable } from './connections/table.ts'
 import { readAuthorities } from './control/authorities.ts'
 import { changesOf, fixedChanges, GatewayError, ProblemsError } from './control/changes.ts'
 import { LeastConnections } from './control/least-connections.ts'
+import { Drains, type What } from './control/drains.ts'
 import { Listeners } from './control/listeners.ts'
 import { resolveNames } from './control/names.ts'
+import { Observation } from './control/observation.ts'
 import { Supervisor } from './control/supervisor.ts'
+import { connectionsTo, isNamed } from './control/targets.ts'
 import { routeView, type Carried } from './control/view.ts'
 import { KernelPlane, probeKernel, programVersion } from './kernel/index.ts'
 import { AccessLog } from './observe/access-log.ts'
@@ -77,6 +80,9 @@ export class Control implements Gateway {
   #highestNumber = 0
   #admin: AdminServer | undefined
   #accessLog: AccessLog | undefined
+  /** By operators, beside those that a change makes (#drains). */
+  #operatorDrains: Drains | undefined
+  #observation: Observation | undefined
   #certificates: Certificates
   #startedAt = new Date()
   #stopping: Promise<void> | null = null
@@ -136,6 +142,7 @@ export class Control implements Gateway {
     this.#admin = new AdminServer(this.#config.admin?.socket ?? DEFAULT_SOCKET, this)
     try {
       await this.#admin.start()
+      await this.#recall()
       await this.#resolveNames(this.#config)
       await this.#supervisor.start()
       await this.#change(this.#config)
@@ -145,17 +152,48 @@ export class Control implements Gateway {
       const kernel = this.#startKernel()
       if (this.#plan.routes.some((route) => route.required)) await kernel
       else kernel.catch((error: Error) => this.log('error', error.message))
+      // What is overdue is cut when the flows of an earlier life are known.
+      void kernel.catch(() => {}).then(() => this.#stopping || this.#operatorDrains?.start())
     } catch (error) {
       await this.stop(0)
       throw error
     }
     if (this.#stopping) return
     this.#resolveTimer = setInterval(() => void this.#reresolve(), RESOLVE_EVERY_MS)
+    this.#observation?.start()
     this.log('info', 'sluice serves', {
       version: VERSION,
       routes: this.#plan.routes.length,
       listeners: this.#listeners.size,
       pid: process.pid,
+    })
+  }
+
+  /** What an earlier life has counted, and what operators had drained in it. */
+  async #recall() {
+    const drains = await Drains.load(join(this.#stateDir, 'drains.json'), {
+      log: this.log,
+      exists: (what) => this.#meant(what).length > 0,
+      apply: (what) => this.#applyDrain(what),
+      left: ({ kind, name }) =>
+        kind === 'route'
+          ? this.table.totals(name).now
+          : connectionsTo(name, this.#plan.routes, (route) => this.table.totals(route)),
+      cut: (what) => this.#cutDrained(what),
+    })
+    this.#operatorDrains = drains
+    Object.assign(this.#facts, drains.facts())
+    this.#observation = await Observation.begin({
+      log: this.log,
+      table: this.table,
+      totalsFile: join(this.#stateDir, 'totals.json'),
+      accessLog: this.#accessLog,
+      routes: () => this.#plan.routes,
+      kernel: () => this.#kernel,
+      drains,
+      health: () => undefined,
+      workerRestarts: () => this.#supervisor.restarts,
+      refresh: () => this.#refresh(),
     })
   }
 
@@ -181,10 +219,13 @@ export class Control implements Gateway {
         flowOpened: (route, target, openedMs) => this.table.flowOpened(route, target, openedMs),
         flowCarried: (route, target, openedMs, more) => this.table.flowCarried(route, target, openedMs, more),
         flowSettled: (record, carried, written) => this.table.flowSettled(record, carried, written),
-        refused: (route, { reason, count }) => this.table.ingest({ ...NOTHING, refused: [{ route, reason, count }] }),
+        refused: (route, { reason, count, enforced }) =>
+          this.table.ingest({ ...NOTHING, refused: [{ route, reason, count, observed: !enforced }] }),
+        established: (route, _target, latencyMs, clock) => this.#observation?.established(route, latencyMs, clock),
       })
       this.#kernel = kernel
-      const found = await kernel.start()
+      const found = await kernel.start(this.#observation?.since)
+      this.table.adopted()
       // What the table says counts: the numbers that were given out until now were of no consequence.
       this.#facts.numbers = { ...found.numbers }
       this.#highestNumber = Math.max(0, ...Object.values(found.numbers), ...found.numbersInUse)
@@ -384,6 +425,27 @@ export class Control implements Gateway {
     }
   }
 
+  // ---- what operators drain ----
+
+  /** The routes that a drain is about, with the endpoints that it takes out. */
+  #meant({ kind, name }: What): { route: PlannedRoute; endpoints: Endpoint[] }[] {
+    return this.#plan.routes.flatMap((route) => {
+      const endpoints = kind === 'route' ? route.endpoints : route.endpoints.filter((one) => isNamed(one, name))
+      return (kind === 'route' ? route.name === name : endpoints.length > 0) ? [{ route, endpoints }] : []
+    })
+  }
+
+  #applyDrain(what: What): Promise<void> {
+    Object.assign(this.#facts, this.#operatorDrains!.facts())
+    return this.#retarget(new Set(this.#meant(what).map(({ route }) => route.name)))
+  }
+
+  #cutDrained(what: What) {
+    for (const { route, endpoints } of this.#meant(what))
+      if (what.kind === 'route') this.#drain(route, 0)
+      else this.#cutEndpoints(route, endpoints, 'drained')
+  }
+
   // ---- names of targets ----
 
   async #resolveNames(config: Config): Promise<boolean> {
@@ -464,6 +526,7 @@ export class Control implements Gateway {
         drifts: kernel?.ruleset.drifts ?? 0,
         eventsLost: kernel?.lost ?? 0,
       },
+      conntrack: this.#observation?.capacity ?? null,
       anomalies: this.table.anomalies,
     }
   }
@@ -494,9 +557,34 @@ export class Control implements Gateway {
     return { carrier: 'user', state: 'applying', reason: 'in user space until its rules are in the kernel' }
   }
 
-  async connections(): Promise<ConnectionRecord[]> {
+  async targets() {
+    await this.#planned.promise
+    return [...this.#observation!.targets()]
+  }
+
+  async drain(request: unknown) {
+    await this.#planned.promise
+    return this.#operatorDrains!.request(request)
+  }
+
+  async drains() {
+    await this.#planned.promise
+    return this.#operatorDrains!.views()
+  }
+
+  async metrics() {
+    await this.#planned.promise
+    return this.#observation!.metrics()
+  }
+
+  /** Counts of live connections as both planes have them now. */
+  async #refresh(): Promise<void> {
     const [counts] = await Promise.all([this.#supervisor.sample(), this.#kernel?.fresh()])
     this.table.sampled(counts)
+  }
+
+  async connections(): Promise<ConnectionRecord[]> {
+    await this.#refresh()
     return [...this.table.records(), ...(this.#kernel?.flows.records() ?? [])]
   }
 
@@ -571,6 +659,7 @@ export class Control implements Gateway {
     this.#leastConnections.stop()
     clearTimeout(this.#kernelRetry)
     for (const timer of this.#drains) clearTimeout(timer)
+    this.#operatorDrains?.stop()
     // Whatever is under way ends first: its outcome is undone below.
     await this.#kernelStart?.catch(() => {})
     await this.#changing
@@ -580,6 +669,7 @@ export class Control implements Gateway {
       this.#kernel?.stop(this.#config.kernel?.onStop ?? 'remove', graceMs),
     ])
     await this.#admin?.stop()
+    await this.#observation?.stop()
     await this.#accessLog?.close()
     this.log('info', 'Stopped')
   }

@@ -51,6 +51,7 @@ export class Drains {
 
   /** Once the flows of an earlier life are known: what is overdue is cut now. */
   start() {
+    if (this.#started) return
     this.#started = true
     for (const drain of this.drains.values()) this.#arm(drain)
   }

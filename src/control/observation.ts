@@ -24,8 +24,8 @@ export interface Observed {
   routes(): readonly PlannedRoute[]
   kernel(): KernelPlane | undefined
   drains: Drains
-  /** Of the endpoints that are watched. */
-  health(): Iterable<EndpointHealth & { route: string; endpoint: string }>
+  /** undefined: it is not watched. */
+  health(route: string, endpoint: string): EndpointHealth | undefined
   workerRestarts(): number
   /** Counts of live connections are as new as they can be when it resolves. */
   refresh(): Promise<void>
@@ -98,13 +98,11 @@ export class Observation {
 
   *targets(): Generator<TargetView> {
     const { routes, table, health, drains } = this.observed
-    const known = new Map<string, EndpointHealth>()
-    for (const one of health()) known.set(`${one.endpoint} ${one.route}`, one)
     const { draining, drained } = drains.facts()
     const names = Object.keys(drained)
     yield* targetViews(routes(), {
       totals: (route) => table.totals(route),
-      health: (route, endpoint) => known.get(`${endpoint} ${route}`),
+      health,
       drained: (route, endpoint) => Object.hasOwn(draining, route) || names.some((name) => isNamed(endpoint, name)),
     })
   }

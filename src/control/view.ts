@@ -19,6 +19,9 @@ export const routeView = (route: PlannedRoute, carried: Carried, totals: RouteTo
   total: totals.total,
   bytesIn: totals.bytesIn,
   bytesOut: totals.bytesOut,
+  packetsIn: totals.packetsIn,
+  packetsOut: totals.packetsOut,
   reasons: totals.reasons,
   refused: totals.refused,
+  observed: totals.observed,
 })
