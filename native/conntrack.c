@@ -169,11 +169,9 @@ static int on_event(const struct nlmsghdr *message, void *data) {
     if (message->nlmsg_pid != mnl_socket_get_portid(ct.queries)) flow.error = message->nlmsg_pid;
   } else if (message->nlmsg_flags & (NLM_F_CREATE | NLM_F_EXCL)) flow.kind = SLUICE_FLOW_NEW;
   else flow.kind = over(&flow) ? SLUICE_FLOW_CLOSED : SLUICE_FLOW_UPDATE;
-  /* The one event that comes in between, of one flow in eight (nft/sluice.nft); it does not tell the state. */
-  if (flow.kind == SLUICE_FLOW_UPDATE && flow.protocol == IPPROTO_TCP && (flow.status & IPS_ASSURED) && flow.tcp_state == TCP_CONNTRACK_NONE) {
-    flow.tcp_state = TCP_CONNTRACK_ESTABLISHED;
+  /* The one event that comes in between, of one flow in eight (nft/sluice.nft). */
+  if (flow.kind == SLUICE_FLOW_UPDATE && flow.protocol == IPPROTO_TCP && (flow.status & IPS_ASSURED) && flow.tcp_state == TCP_CONNTRACK_ESTABLISHED)
     flow.established_ns = flow.event_ns;
-  }
   struct sluice_flow *ended = stage_event(&flow);
   if (ended) ct.ended[ct.ended_count++] = ended;
   if (ct.ended_count == READS) read_ended();

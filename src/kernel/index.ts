@@ -25,6 +25,7 @@ export { nftVersion, probeRules, readForwardChains } from './inspect.ts'
 export { programVersion, renderAll, renderDifference } from './program.ts'
 
 const MARK_MASK = 0xff000000
+const RESYNC_PAUSE_MS_MAX = 1000
 /** A listing younger than this is fresh enough for another look. */
 const FRESH_MS = 500
 
@@ -130,7 +131,6 @@ export class KernelPlane {
       orphaned: (native) => this.#orphans.add(native),
       lost: () => {
         this.lost++
-        options.log('warn', 'The kernel dropped conntrack events; reading the table again', { lost: this.lost })
         void this.resync()
       },
       readEntry: (native) => this.#reader?.read(native) ?? false,
@@ -234,7 +234,11 @@ export class KernelPlane {
 
   async #resync() {
     do {
+      // Dropped again while the table was read: what reads it so often is a part of why.
+      if (this.#dumpAgain) await Bun.sleep(Math.min(this.#lastResync.tookMs, RESYNC_PAUSE_MS_MAX))
       this.#dumpAgain = false
+      if (this.flows.lossMs !== null)
+        this.options.log('warn', 'The kernel dropped conntrack events; reading the table again', { lost: this.lost })
       const adoption = this.#adoption
       this.#adoption = null
       const began = performance.now()
