@@ -10,12 +10,14 @@ import { check } from './config/check.ts'
 import { loadConfig } from './config/load.ts'
 import type { Config } from './config/schema.ts'
 import type { ConnectionRecord } from './connections/record.ts'
+import type { HealthChange } from './connections/health.ts'
 import type { CloseReason } from './connections/reasons.ts'
 import { ConnectionTable } from './connections/table.ts'
 import { readAuthorities } from './control/authorities.ts'
 import { changesOf, fixedChanges, GatewayError, ProblemsError } from './control/changes.ts'
 import { LeastConnections } from './control/least-connections.ts'
 import { Drains, type What } from './control/drains.ts'
+import { TargetHealth } from './control/health.ts'
 import { Listeners } from './control/listeners.ts'
 import { resolveNames } from './control/names.ts'
 import { Observation } from './control/observation.ts'
@@ -32,6 +34,8 @@ import { leadsTo } from './plan/endpoints.ts'
 import type { Endpoint, Facts, Plan, PlannedRoute } from './plan/types.ts'
 
 const RESOLVE_EVERY_MS = 30_000
+/** A dead machine can be the target of a thousand routes. */
+const HEALTH_LINES_MAX = 10
 /** Between attempts to use a kernel that could not be used. */
 const KERNEL_RETRY_MS_MIN = 1000
 const KERNEL_RETRY_MS_MAX = 30_000
@@ -69,6 +73,10 @@ export class Control implements Gateway {
       void this.#retarget(new Set(Object.keys(shares)))
     },
   )
+  readonly #health = new TargetHealth({
+    onChange: (changes) => void this.#onHealth(changes),
+    check: (checks) => this.#supervisor.updateChecks(checks),
+  })
   #generation = 0
   #applied = { generation: 0, problems: new Map<string, string>() }
   #changing: Promise<unknown> = Promise.resolve()
@@ -129,6 +137,7 @@ export class Control implements Gateway {
   /** Resolves when every route is served: in user space at least, in the kernel where the configuration demands it. */
   async start(): Promise<void> {
     native().sluice_raise_nofile()
+    this.table.observe(this.#health)
     const access = this.#config.log?.access ?? 'stdout'
     const destination = typeof access === 'object' ? access.file : access
     if (destination !== 'off') {
@@ -191,7 +200,7 @@ export class Control implements Gateway {
       routes: () => this.#plan.routes,
       kernel: () => this.#kernel,
       drains,
-      health: () => undefined,
+      health: (route, endpoint) => this.#health.of(route, endpoint),
       workerRestarts: () => this.#supervisor.restarts,
       refresh: () => this.#refresh(),
     })
@@ -275,6 +284,7 @@ export class Control implements Gateway {
     const inUse = this.#kernel?.flows.numbers().keys() ?? []
     const next = makePlan(config, {
       ...this.#facts,
+      down: this.#health.down(),
       numbersInUse: [...inUse, this.#highestNumber],
       before: this.#kernel?.ruleset.state ?? emptyState(),
     })
@@ -322,6 +332,7 @@ export class Control implements Gateway {
     await this.#supervisor.apply(workerPlan, this.#listeners.descriptors(wanted))
     this.#listeners.keep(wanted, new Set(next.reservations.map((reservation) => reservation.key)))
     this.#leastConnections.follow(next.routes)
+    this.#health.follow(config.routes, next.routes)
     // What goes elsewhere does so first: a client that is cut and comes back at once must not meet the old target.
     void Promise.resolve(applied)
       .catch(() => {})
@@ -334,11 +345,12 @@ export class Control implements Gateway {
     return this.#serially(async () => {
       if (this.#stopping) return
       const before = this.#kernel?.ruleset.state ?? emptyState()
-      const next = retarget(this.#plan, this.#config, { ...this.#facts, before }, names)
+      const next = retarget(this.#plan, this.#config, { ...this.#facts, down: this.#health.down(), before }, names)
       const changed = next.routes.filter((route) => names.has(route.name))
       this.#plan = next
       this.#supervisor.updateRoutes(await readAuthorities(changed.map((route) => route.user)))
       this.#leastConnections.follow(next.routes)
+      this.#health.follow(this.#config.routes, next.routes, names)
       await this.#applyKernel(next)?.catch(() => {})
     })
   }
@@ -446,6 +458,23 @@ export class Control implements Gateway {
       else this.#cutEndpoints(route, endpoints, 'drained')
   }
 
+  /** New connections first: a client whose connection is closed comes back at once. */
+  async #onHealth(changes: HealthChange[]) {
+    for (const { route, endpoint, up, why } of changes.slice(0, HEALTH_LINES_MAX))
+      this.log(up ? 'info' : 'warn', `Target ${endpoint} of route "${route}" is ${up ? 'up' : 'down'}: ${why}`)
+    if (changes.length > HEALTH_LINES_MAX)
+      this.log('warn', `${changes.length - HEALTH_LINES_MAX} more targets changed at the same moment`)
+    await this.#retarget(new Set(changes.map((change) => change.route)))
+    for (const route of this.#plan.routes) {
+      const dead = changes.filter((change) => change.route === route.name && !change.up)
+      const gone = route.endpoints.filter((one) => dead.some((change) => change.endpoint === one.key))
+      if (gone.length === 0) continue
+      this.#cutEndpoints(route, gone, 'target_down')
+      // Each looks at every flow: others have their turn in between.
+      await new Promise((turn) => setImmediate(turn))
+    }
+  }
+
   // ---- names of targets ----
 
   async #resolveNames(config: Config): Promise<boolean> {
@@ -478,6 +507,10 @@ export class Control implements Gateway {
           this.#workerApplied = Promise.withResolvers()
         }
         return this.#workerReady.resolve()
+      case 'checked':
+        return this.#health.checked(message.results)
+      case 'dialed':
+        return this.#health.dialed(message.dials)
       case 'log':
         return this.log(message.level, message.message, message.fields)
     }
@@ -657,6 +690,7 @@ export class Control implements Gateway {
     this.#workerReady.resolve()
     clearInterval(this.#resolveTimer)
     this.#leastConnections.stop()
+    this.#health.stop()
     clearTimeout(this.#kernelRetry)
     for (const timer of this.#drains) clearTimeout(timer)
     this.#operatorDrains?.stop()
