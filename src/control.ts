@@ -233,7 +233,9 @@ export class Control implements Gateway {
         established: (route, _target, latencyMs, clock) => this.#observation?.established(route, latencyMs, clock),
       })
       this.#kernel = kernel
-      const found = await kernel.start(this.#observation?.since)
+      const since = this.#observation?.since ?? null
+      const written = since === null ? null : await this.#accessLog?.writtenSince(since)
+      const found = await kernel.start(since, written)
       this.table.adopted()
       // What the table says counts: the numbers that were given out until now were of no consequence.
       this.#facts.numbers = { ...found.numbers }

@@ -120,3 +120,7 @@ export const FLOW_READS_MAX = 1000
 /** How often flows are compared with the kernel's list: for the resolution of deadlines, and in case an event was missed without notice. */
 export const RESYNC_MS_MIN = 5000
 export const RESYNC_MS_MAX = 60_000
+
+/** The end of the access log that is read back after a crash: 10 s of a machine's worst. Above: what was written before may be
+ * written a second time. */
+export const WRITTEN_BYTES_MAX = 64 * 1024 * 1024

@@ -292,6 +292,8 @@ export class FlowTable {
       if (this.#isUntold(bytes, view, at)) this.#tellWhole(bytes, view, at, reason, ended)
       return
     }
+    // Heard of since we listen.
+    if (this.#recent.has(keyOf(bytes, view, at))) return
     const { sinceMs, written } = this.#adoption
     const closed = written?.get(idOf(bytes, view, at))
     // What was written knows the time exactly; the entry tells it to the second below.

@@ -5,6 +5,7 @@ import { open, type FileHandle } from 'node:fs/promises'
 import { write } from 'node:fs'
 import type { ConnectionObserver } from '../connections/table.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
+import { writtenSince } from './written.ts'
 
 const FLUSH_MS = 50
 /** About 60,000 lines: a second and a half of a machine's worst. */
@@ -53,6 +54,11 @@ export class AccessLog implements ConnectionObserver {
     this.#bytes += line.length
     if (this.#bytes > PIECE_BYTES_MAX) this.#flush()
     else this.#timer ??= setTimeout(() => this.#flush(), FLUSH_MS)
+  }
+
+  /** Kernel flows that have their line already, with when they closed; null when what was written cannot be read. */
+  async writtenSince(sinceMs: number): Promise<Map<string, number> | null> {
+    return this.path === null ? null : writtenSince(this.path, sinceMs)
   }
 
   #flush() {

@@ -408,6 +408,14 @@ describe('H8: what the kernel carried while nobody listened', () => {
     expect([seen.opened, table.size]).toEqual([2, 0])
   })
 
+  test('one that was heard of since we listen has its record already', () => {
+    const { table, settled } = setUp()
+    table.ingest(nativeFlow('WHOLE', { id: 3 }, { ends: ENDS.FINS, counters, startMs: T + 1000, eventMs: T + 59_500 }))
+    table.beginDump({ sinceMs: T, written: null })
+    table.ingest(entries)
+    expect(settled.map((record) => record.id.split('-')[0])).toEqual(['k3', 'k2'])
+  })
+
   test('the next dump opens nothing of what ended', () => {
     const { table, settled } = adopt(null)
     table.ingest(nativeFlow('DUMP_END', flow))
