@@ -43,10 +43,10 @@ const KINDS: [RegExp, (found: RegExpExecArray) => Rules][] = [
   // turn_ROUTE_SLOTS4_SLOTS6: numgen counts for each rule, so a route whose targets take turns has rules of its own.
   [/^turn_\d+_(\d+)_(\d+)(_keep|_udp)?$/, ([, four, six, kind]) => slots('numgen inc', 'numgen inc', four!, six!, kind)],
   [/^hash_(\d+)_(\d+)(_keep|_udp)?$/, ([, four, six, kind]) => slots('jhash ip saddr', 'jhash ip6 saddr', four!, six!, kind, SEED)],
-  [/^client_max_(\d+)$/, ([, count]) => perClient('clients', true, `ct count over ${count}`, 'refuse_route_ip_limit')],
-  [/^client_max_all_(\d+)$/, ([, count]) => perClient('clients_all', false, `ct count over ${count}`, 'refuse_global_ip_limit')],
-  [/^client_rate_(\d+)_(second|minute|hour)$/, ([, count, unit]) => perClient('rates', true, bucket(count!, unit!), 'refuse_route_rate')],
-  [/^client_rate_all_(\d+)_(second|minute|hour)$/, ([, count, unit]) => perClient('rates_all', false, bucket(count!, unit!), 'refuse_global_rate')],
+  [/^client_max_(\d+)$/, ([, count]) => perClient('clients', `ct mark . ${count}`, over(count!), 'refuse_route_ip_limit')],
+  [/^client_max_all_(\d+)$/, ([, count]) => perClient('clients_all', `${count}`, over(count!), 'refuse_global_ip_limit')],
+  [/^client_rate_(\d+)_(second|minute|hour)$/, ([, count, unit]) => perClient('rates', `ct mark . ${count} . ${SECONDS[unit!]}`, bucket(count!, unit!), 'refuse_route_rate')],
+  [/^client_rate_all_(\d+)_(second|minute|hour)$/, ([, count, unit]) => perClient('rates_all', `${count} . ${SECONDS[unit!]}`, bucket(count!, unit!), 'refuse_global_rate')],
   [/^timeout_tcp_(\d+)_(\d+)_(\d+)$/, ([name, idle, half, connect]) => timeouts(name, 'tcp', tcpTimeouts(Number(idle), Number(half), Number(connect)))],
   [/^timeout_udp_(\d+)$/, ([name, idle]) => timeouts(name, 'udp', { unreplied: Math.min(30, Number(idle)), replied: Number(idle) })],
 ] // prettier-ignore
@@ -68,17 +68,21 @@ function slots(choose4: string, choose6: string, four: string, six: string, kind
   }
 }
 
+const SECONDS: Record<string, number> = { second: 1, minute: 60, hour: 3600 }
+
+const over = (count: string) => `ct count over ${count}`
+
 /** A bucket that holds as many as may come at once, filled at the rate: src/user/security.ts counts the same way. */
 const bucket = (count: string, unit: string) => `limit rate over ${count}/${unit} burst ${count} packets`
 
-/** `add` keeps the element while it has connections; a bucket is forgotten an hour after its last use, when it is full again. */
-function perClient(set: string, byRoute: boolean, statement: string, refuse: string): Rules {
-  const key = (address: string) => (byRoute ? `ct mark . ${address}` : address)
+/** The limit is part of the key: an element keeps the one it was made with, for as long as its client comes again.
+ *  `add` keeps the element while it has connections; a bucket is forgotten an hour after its last use, when it is full again. */
+function perClient(set: string, key: string, statement: string, refuse: string): Rules {
   const verb = statement.startsWith('limit') ? 'update' : 'add'
   return {
     rules: [
-      `${verb} @${set}4 { ${key('ip saddr')} ${statement} } jump ${refuse}`,
-      `${verb} @${set}6 { ${key('ip6 saddr')} ${statement} } jump ${refuse}`,
+      `${verb} @${set}4 { ${key} . ip saddr ${statement} } jump ${refuse}`,
+      `${verb} @${set}6 { ${key} . ip6 saddr ${statement} } jump ${refuse}`,
     ],
   }
 }

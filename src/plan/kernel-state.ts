@@ -41,7 +41,10 @@ export function kernelState(routes: PlannedRoute[], config: Config, facts: Facts
 
   const everyone = limitsOfAll(config)
   const groups = new Map<string, Group>()
-  for (const route of routes) if (isSeen(route)) groups.set(route.name, routeGroup(route, everyone !== null, facts))
+  // What the limits of all routes refuse is counted by route, where the port tells which.
+  const owners = new Set(everyone ? owned.runs.map(({ route }) => route.name) : [])
+  for (const route of routes)
+    if (isSeen(route) || owners.has(route.name)) groups.set(route.name, routeGroup(route, everyone !== null, facts))
   const userSpace = mark(facts.markBase, 0)
   if (everyone) {
     addLimitsOfAll(common, userSpace, everyone)

@@ -2,7 +2,7 @@
 // target, and slot tables that outlive changes, restarts and crashes.
 import { expect, test } from 'bun:test'
 import { Lab, type Namespace } from './lab.ts'
-import { forward, Gateway } from './gateway.ts'
+import { forward, Gateway, until } from './gateway.ts'
 import { echoBackend, Talker, visitAll } from './traffic.ts'
 
 const NAMES = 'abcdefghijklmnop'
@@ -142,9 +142,10 @@ test('E7: source-hash: a client keeps its target while others come and go, also 
   const left = await answers()
   expect(new Set(changed(five, left).map((ip) => five[ip]))).toEqual(new Set('e'))
 
-  // Our table flushed and loaded again, a restart that keeps it, and a crash.
+  // Our table gone and loaded again, a restart that keeps it, and a crash.
+  const whole = await slots(lab.gateway, 'slot4')
   await lab.gateway.must(['nft', 'delete', 'table', 'inet', 'sluice'])
-  await gateway.settled()
+  await until(async () => moved(whole, await slots(lab.gateway, 'slot4')) === 0, 5000, 'the table is back')
   expect(await answers()).toEqual(left)
   expect(await gateway.stop()).toBe(0)
   await gateway.restart()
