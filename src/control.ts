@@ -74,7 +74,7 @@ export class Control implements Gateway {
     },
   )
   readonly #health = new TargetHealth({
-    onChange: (changes) => void this.#onHealth(changes),
+    onChange: (changes) => void this.#onHealth(changes).catch((error: Error) => this.log('error', error.message)),
     check: (checks) => this.#supervisor.updateChecks(checks),
   })
   #generation = 0
@@ -467,6 +467,7 @@ export class Control implements Gateway {
     if (changes.length > HEALTH_LINES_MAX)
       this.log('warn', `${changes.length - HEALTH_LINES_MAX} more targets changed at the same moment`)
     await this.#retarget(new Set(changes.map((change) => change.route)))
+    if (this.#stopping) return
     for (const route of this.#plan.routes) {
       const dead = changes.filter((change) => change.route === route.name && !change.up)
       const gone = route.endpoints.filter((one) => dead.some((change) => change.endpoint === one.key))
