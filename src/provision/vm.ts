@@ -6,7 +6,7 @@
 // Software emulation needs no rights and no KVM. It is slow, so the guest's clock counts instructions instead of seconds
 // (-icount): a program on it sees a computer of ordinary speed, and no deadline comes early because the host is busy.
 import { mkdtemp, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { parseArgs } from 'node:util'
@@ -88,7 +88,9 @@ async function run(): Promise<number | undefined> {
   // A guest that lost its disk or its kernel ends instead of waiting: panic=-1 reboots, and -no-reboot is the end then.
   const append = 'console=ttyS0 quiet loglevel=4 panic=-1 oops=panic'
   const share = 'local,id=host,path=/,security_model=none,readonly=on,multidevs=remap'
-  const machine = $({ stdio: ['ignore', 'pipe', 'inherit'], nothrow: true, quiet: true })`qemu-system-x86_64 ${[
+  // exec: the guest is our own child then, and the kernel ends it with us, however we end.
+  const machine = $({ stdio: ['ignore', 'pipe', 'inherit'], nothrow: true, quiet: true })`exec setpriv ${[
+    ...['--pdeathsig', 'KILL', 'qemu-system-x86_64'],
     ...['-accel', 'tcg,thread=single', '-icount', 'shift=0', '-cpu', 'max', '-smp', '1', '-m', `${MEMORY_MIB}`],
     ...['-nodefaults', '-display', 'none', '-serial', 'stdio', '-no-reboot'],
     ...['-kernel', kernel.image, '-initrd', initrd, '-append', append],
@@ -102,7 +104,7 @@ async function run(): Promise<number | undefined> {
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
     process.on(signal, () => {
       kill()
-      void rm(temporary, { recursive: true, force: true }).finally(() => process.exit(130))
+      void rm(temporary, { recursive: true, force: true }).finally(() => process.exit(128 + constants.signals[signal]))
     })
   let result: number | undefined
   for await (const line of createInterface({ input: machine.stdout })) {
