@@ -206,7 +206,8 @@ export class ConnectionTable {
       targets: Object.fromEntries([...targets].map(([target, account]) => [target, storeAccount(account)])),
     })
     return {
-      at: nowMs,
+      // Until every flow was seen, those that ended since the last snapshot are still to come.
+      at: this.#restoredAt === -Infinity ? nowMs : this.#restoredAt,
       routes: Object.fromEntries([...this.#routes].map(([name, account]) => [name, stored(account)])),
     }
   }

@@ -33,6 +33,8 @@ export class TotalsFile {
 
   start() {
     this.#timer ??= setInterval(() => void this.save(), EVERY_MS)
+    // A first life that is killed at once: what ends after it is counted from here on.
+    if (this.since === null) void this.save()
   }
 
   /** Resolves when the totals as they are at the call, or later ones, are on disk. */

@@ -1,7 +1,8 @@
 // Kernel flows whose entries somebody else deletes, and what the kernel carried while the program was down.
 import { expect, test } from 'bun:test'
+import { join } from 'node:path'
 import { Lab } from './lab.ts'
-import { forward, Gateway, until } from './gateway.ts'
+import { forward, Gateway, until, type RouteState } from './gateway.ts'
 import { echoBackend, Talker, visit, visitors } from './traffic.ts'
 
 const COUNT = 300
@@ -90,3 +91,56 @@ test('H8: a flush in the middle of new connections: whoever has an answer yet is
   expect(all.total).toBeGreaterThan(0)
   expect((await gateway.status()).anomalies).toBe(0)
 }, 60_000)
+
+test('H8: what the kernel carries while the program is down is counted and written after the restart, all of it once', async () => {
+  await using lab = await Lab.create()
+  const backend = echoBackend(lab.backend)
+  await using gateway = await Gateway.start(lab, [
+    forward('live', 8400, [{ host: lab.backend.address4, port: backend.port }]),
+  ])
+  const host = lab.gateway.clientSide4
+  const many = (count: number) =>
+    Promise.all(Array.from({ length: count }, () => visit(lab.client, host, 8400, 'hello')))
+  const route = () => gateway.route('live') as Promise<RouteState & { bytesIn: number; bytesOut: number }>
+  const lasting = await Talker.connect(lab.client, host, 8400)
+  await lasting.say('one')
+  const leaving = await Talker.connect(lab.client, host, 8400)
+  await leaving.say('two')
+  await many(100)
+  await until(async () => (await route()).connections === 2 && gateway.records().length === 100, 5000, '100 have ended')
+  // Killed before and after the totals are stored: what was written since is counted, and not written again.
+  for (let life = 1; life <= 2; life++) {
+    await gateway.kill9()
+    await many(50)
+    if (life === 1) await leaving.close()
+    await lasting.say('more')
+    await gateway.restart()
+    const ended = 100 + 50 * life + 1 + (life - 1) * 20
+    const all = await until(
+      async () => {
+        const found = await route()
+        return found.total === ended + 1 && gateway.records().length === ended && found
+      },
+      5000,
+      `${ended} records, and as many counted`,
+    ).catch(async (error: Error) => {
+      throw new Error(`${error.message}: ${gateway.records().length} records, ${JSON.stringify(await route())}`)
+    })
+    expect(all.connections).toBe(1)
+    expect(all.reasons).toEqual({ finished: ended })
+    await gateway.connections()
+    expect((await route()).bytesIn).toBe((ended - 1) * 5 + 3 + 3 + 4 * life)
+    await many(20)
+    await until(() => gateway.records().length === ended + 20, 5000, '20 more')
+    // The totals are stored now and then: the first kill came before that, the second comes after.
+    const stored = join(gateway.directory, 'state/totals.json')
+    const total = async () =>
+      ((await Bun.file(stored).json()) as { routes: { live: { total: number } } }).routes.live.total
+    if (life === 1) await until(async () => (await total()) === ended + 21, 20_000, 'the totals are stored')
+  }
+  const records = gateway.records()
+  expect(new Set(records.map((record) => record.id)).size).toBe(records.length)
+  expect(records.filter((record) => record.bytesIn !== 5).map((record) => record.bytesIn)).toEqual([3])
+  expect((await gateway.status()).anomalies).toBe(0)
+  await lasting.close()
+}, 90_000)
