@@ -133,6 +133,11 @@ for (const [carrier, forwardingEngine] of Object.entries(ENGINES)) {
     await until(() => saysDown(gateway, key(lab, a.port)), 5000, 'the log says that it is down')
     console.log(`${carrier}: found dead after ${(performance.now() - before).toFixed(0)} ms`)
     await onlyB(lab)
+    const { targets } = await gateway.ask<{ targets: object[] }>('/v1/targets')
+    expect(targets).toMatchObject([
+      { target: key(lab, a.port), state: 'down', share: 0, lastError: 'connection refused' },
+      { target: key(lab, b.port), state: 'up', share: 1 },
+    ])
     const again = named(lab, 'a', a.port)
     await until(() => saysUp(gateway, key(lab, a.port)), 5000, 'the log says that it is up')
     const seen = new Set<string>()
