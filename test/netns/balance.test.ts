@@ -159,10 +159,7 @@ test('E7, H10: the slot table is read back and unchanged after a restart and aft
   await using lab = await Lab.create()
   const { targets } = backends(lab, [1, 2, 5, 1])
   const names = ['turns', 'sticky'] as const
-  const routes = (list: object[]) => [
-    forward('turns', 8400, list, kernel),
-    forward('sticky', 8401, list, sticky),
-  ]
+  const routes = (list: object[]) => [forward('turns', 8400, list, kernel), forward('sticky', 8401, list, sticky)]
   await using gateway = await Gateway.start(lab, routes(targets.slice(0, 3)), {
     config: { kernel: { onStop: 'keep' } },
   })
@@ -216,7 +213,9 @@ test('E7: a change of targets moves at most 1.2 times the ideal share of the slo
     const wide = new Map([...after.keys()].map((key) => [key, before.get(folded(key, before.size))!]))
     const [was, is] = [shares(history[step - 1]!), shares(list)]
     const ideal = [...is].reduce((sum, [host, share]) => sum + Math.max(0, share - (was.get(host) ?? 0)), 0)
-    console.log(`step ${step}: ${moved(wide, after)} of ${after.size} slots moved, ideal ${(ideal * after.size).toFixed(1)}`)
+    console.log(
+      `step ${step}: ${moved(wide, after)} of ${after.size} slots moved, ideal ${(ideal * after.size).toFixed(1)}`,
+    )
     expect(moved(wide, after)).toBeLessThanOrEqual(Math.ceil(1.2 * ideal * after.size))
     before = after
   }

@@ -77,9 +77,9 @@ test('H14, I5: maxConnections: N+1 is refused with a reset whatever the carrier,
     await until(async () => (await counts(gateway, name)).refused.route_limit! >= 4, 8000, `${name} counts refusals`)
   // Four of each carrier and not one more, refused ones have none.
   const records = await gateway.recordsOf(CARRIERS.length * 4)
-  expect(Object.fromEntries(CARRIERS.map((name) => [name, records.filter((one) => one.route === name).length]))).toEqual(
-    Object.fromEntries(CARRIERS.map((name) => [name, 4])),
-  )
+  expect(
+    Object.fromEntries(CARRIERS.map((name) => [name, records.filter((one) => one.route === name).length])),
+  ).toEqual(Object.fromEntries(CARRIERS.map((name) => [name, 4])))
   // Nothing of the TLS routes got as far as the target.
   expect(backend.clients.length).toBe(8)
   expect((await gateway.status()).anomalies).toBe(0)
@@ -121,7 +121,10 @@ test('H14, I5: connectionRatePerIp: so many at once, then at the rate; another c
   await using lab = await Lab.create()
   const other = await secondClient(lab)
   const backend = echoBackend(lab.backend)
-  await using gateway = await Gateway.start(lab, everyCarrier(both(lab, backend.port), { connectionRatePerIp: '4/minute' }))
+  await using gateway = await Gateway.start(
+    lab,
+    everyCarrier(both(lab, backend.port), { connectionRatePerIp: '4/minute' }),
+  )
   const host = lab.gateway.clientSide4
   for (const [i, name] of CARRIERS.entries()) {
     const here = await burst(lab.client, host, 8400 + i, 9)
