@@ -78,7 +78,10 @@ export class Ruleset {
   /** The kernel forwards the connections of this route, or refuses them for want of a target. */
   isActive(markKey: string, name: string): boolean {
     const group = this.#have?.groups[markKey]
-    return group?.routes?.[markKey]?.comment === name && group.divert?.[markKey]?.value !== 'goto user_space'
+    if (group?.routes?.[markKey]?.comment !== name) return false
+    // A route with action block is no kernel route: here its connections are refused a step earlier.
+    const diverted = group.divert?.[markKey]?.value
+    return diverted !== 'goto user_space' && diverted !== 'goto refuse_blocked'
   }
 
   get elements(): number {
