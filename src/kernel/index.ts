@@ -118,7 +118,11 @@ export class KernelPlane {
       nft,
       options.table,
       (refusals) => {
-        for (const refusal of refusals) options.refused(this.routeName(refusal.number), refusal)
+        for (const refusal of refusals) {
+          const name = this.routeName(refusal.number)
+          // What goes on to user space because its route only observes is counted there.
+          if (refusal.enforced || this.isActive(refusal.number, name)) options.refused(name, refusal)
+        }
       },
       (message) => options.log('warn', message),
     )

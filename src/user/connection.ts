@@ -90,8 +90,8 @@ export class Connection extends Timed implements Owner, Reported {
   /** Checks the route's lists and limits. false: refused and gone, without a record. From here on the connection has one. */
   admit(route: LiveRoute): boolean {
     const refused = refusalFor(route, this.clientIp, this, this.openedAt)
-    if (refused !== undefined) this.services.reporter.refused(route.name, refused)
     const enforced = refused !== undefined && !route.rules.observe
+    if (refused !== undefined) this.services.reporter.refused(route.name, refused, !enforced)
     const shut = enforced ? undefined : route.shut
     if (shut !== undefined) this.services.reporter.refused(route.name, shut)
     if (enforced || shut !== undefined) {

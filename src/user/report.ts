@@ -41,11 +41,12 @@ export class Reporter {
     this.#schedule()
   }
 
-  refused(route: string, reason: RefusalReason) {
-    const key = `${reason} ${route}`
+  /** @param observed it would have been refused. */
+  refused(route: string, reason: RefusalReason, observed = false) {
+    const key = `${reason} ${observed} ${route}`
     const entry = this.#refused.get(key)
     if (entry) entry.count++
-    else this.#refused.set(key, { route, reason, count: 1 })
+    else this.#refused.set(key, { route, reason, count: 1, observed })
     this.#schedule()
   }
 

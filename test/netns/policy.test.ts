@@ -244,6 +244,7 @@ test('H13, I3: a blocked client and the block action are refused in the kernel; 
     forward('lists', 8400, to, {}, { security: lists }),
     { name: 'block', match: { ports: 8401 }, action: { type: 'block' } },
     forward('observe', 8402, to, {}, { security: { ...lists, mode: 'observe' } }),
+    forward('observe-user', 8403, to, { forwardingEngine: 'user' }, { security: { ...lists, mode: 'observe' } }),
   ])
   const four = [lab.gateway.clientSide4, lab.client.address4, other[4]] as const
   const six = [lab.gateway.clientSide6, lab.client.address6, other[6]] as const
@@ -255,24 +256,28 @@ test('H13, I3: a blocked client and the block action are refused in the kernel; 
     visits++
     await refused(lab.client, host, 8400, blocked)
     await refused(lab.client, host, 8401)
-    for (const localAddress of [welcome, blocked]) {
-      const observed = await Talker.connect(lab.client, host, 8402, { localAddress })
-      await observed.say()
-      await observed.close()
-      visits++
-    }
+    for (const port of [8402, 8403])
+      for (const localAddress of [welcome, blocked]) {
+        const observed = await Talker.connect(lab.client, host, port, { localAddress })
+        await observed.say()
+        await observed.close()
+        visits++
+      }
   }
   // A client on the gateway itself hears it too.
   await refused(lab.gateway, lab.gateway.clientSide4, 8401)
   await refusedIs(gateway, 'lists', { route_ip_blocked: 2 })
   await refusedIs(gateway, 'block', { blocked: 3 })
-  // Nobody was refused by the last one, and what it would have refused is counted apart.
-  await until(
-    async () => Bun.deepEquals((await counts(gateway, 'observe')).observed, { route_ip_blocked: 2 }),
-    8000,
-    'what would have been refused is counted',
-  )
-  expect((await counts(gateway, 'observe')).refused).toEqual({})
+  // Nobody was refused by those in observe, and what they would have refused is counted apart, once.
+  for (const name of ['observe', 'observe-user']) {
+    await until(
+      async () => (await counts(gateway, name)).observed.route_ip_blocked! >= 2,
+      8000,
+      'observed ones are counted',
+    )
+    const { observed, refused } = await counts(gateway, name)
+    expect({ name, observed, refused }).toEqual({ name, observed: { route_ip_blocked: 2 }, refused: {} })
+  }
   expect(backend.clients.length).toBe(visits)
   await gateway.recordsOf(visits)
 }, 30_000)
