@@ -563,6 +563,7 @@ export class Control implements Gateway {
         eventsLost: kernel?.lost ?? 0,
       },
       conntrack: this.#observation?.capacity ?? null,
+      drains: this.#operatorDrains?.size ?? 0,
       anomalies: this.table.anomalies,
     }
   }

@@ -80,6 +80,7 @@ interface RouteView {
   name: string
   carrier: string
   state: string
+  draining: boolean
   reason: string
   connections: number
   total: number
@@ -99,7 +100,7 @@ const VIEWS = {
           .map((one) => `${one.address ?? '*'}:${one.from === one.to ? one.from : `${one.from}-${one.to}`}`)
           .join(','),
         route.carrier,
-        route.state,
+        route.draining ? 'draining' : route.state,
         String(route.connections),
         String(route.total),
         size(route.bytesIn),

@@ -126,6 +126,10 @@ export class Drains {
 
   // ---- looking ----
 
+  get size() {
+    return this.drains.size
+  }
+
   views(): DrainView[] {
     return Array.from(this.drains.values(), (drain) => this.#view(drain))
   }

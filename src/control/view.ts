@@ -13,6 +13,8 @@ export const routeView = (route: PlannedRoute, carried: Carried, totals: RouteTo
   name: route.name,
   ...carried,
   planned: route.carrier,
+  /** An operator has drained it: it takes no new connections. */
+  draining: route.user.draining,
   number: route.number,
   listens: route.listens,
   connections: totals.now,

@@ -145,6 +145,31 @@ test('H9: a drain holds over a restart and a crash, and over a reload', async ()
   await connect('user')
 }, 60_000)
 
+test('H9: a route that forwards nothing can be drained too, and both listings say so', async () => {
+  await using lab = await Lab.create()
+  const redirect = { type: 'redirect', to: 'https://a.test{path}' }
+  await using gateway = await Gateway.start(lab, [{ name: 'moved', match: { ports: 8400 }, action: redirect }])
+  const get = async () => {
+    const { promise, resolve, reject } = Promise.withResolvers<string>()
+    const socket = await lab.client.connect(lab.gateway.clientSide4, 8400, {
+      data: (_, bytes) => resolve(bytes.toString().slice(0, 12)),
+      close: () => reject(new Error('closed without an answer')),
+      error: () => {},
+    })
+    socket.write('GET / HTTP/1.1\r\nHost: a.test\r\n\r\n')
+    return promise
+  }
+  expect(await get()).toBe('HTTP/1.1 308')
+  expect(await drain(gateway, { route: 'moved' })).toMatchObject({ status: 200, drain: { route: 'moved' } })
+  await expect(get()).rejects.toThrow()
+  expect(await gateway.route('moved')).toMatchObject({ draining: true, state: 'active', refused: { draining: 1 } })
+  expect(await targets(gateway)).toEqual([])
+  expect(await gateway.ask<object>('/v1/status')).toMatchObject({ drains: 1 })
+  expect((await gateway.cli('routes', '--admin', gateway.socket)).stdout).toMatch(/moved +\*:8400 +user +draining/)
+  await drain(gateway, { route: 'moved', undo: true })
+  expect(await get()).toBe('HTTP/1.1 308')
+})
+
 test('H9: requests that make no sense are refused, by status and sentence', async () => {
   await using place = await bench()
   const { gateway } = place
