@@ -43,5 +43,11 @@ function addressesOf(target: Target, onlyPort: number | null, facts: Facts): Omi
   }))
 }
 
+/** A connection to `target` ("ip:port", "unix:…") is one to this endpoint. */
+export function leadsTo({ key, host, port }: Endpoint, target: string | null): boolean {
+  if (target === null || port !== null || host.kind === 'unix') return key === target
+  return host.kind === 'ip' && target.startsWith(formatEnd(host.address, 0).slice(0, -1))
+}
+
 const keyOf = (host: string, port: number | null) =>
   port !== null ? formatEnd(host, port) : host.includes(':') ? `[${host}]:preserve` : `${host}:preserve`
