@@ -356,3 +356,63 @@ export async function visitAll(from: Namespace, host: string, port: number, coun
   }
   await Promise.all(Array.from({ length: atOnce }, visitor))
 }
+
+// ---- datagrams ----
+
+/** Bun binds before it returns, so the socket is born where the thread is. */
+const udpSocket = (where: Namespace, options: object) => {
+  let socket: Promise<Datagrams> | undefined
+  where.enter(() => void (socket = Bun.udpSocket(options as never) as never))
+  return socket!
+}
+interface Datagrams {
+  port: number
+  send(bytes: string, port: number, address: string): boolean
+  close(): void
+}
+
+/** Says every datagram back after its name; `clients` are the ends that sent, as "address:port". */
+export async function udpEcho(where: Namespace, options: { port?: number; hostname?: string; name?: string } = {}) {
+  const clients: string[] = []
+  const { name = '', hostname = '::', port = 0 } = options
+  const socket = await udpSocket(where, {
+    hostname,
+    port,
+    socket: {
+      data(socket: Datagrams, bytes: Buffer, port: number, address: string) {
+        const client = `${plain(address)}:${port}`
+        if (!clients.includes(client)) clients.push(client)
+        socket.send(`${name}${bytes.toString()}`, port, address)
+      },
+    },
+  })
+  return { port: socket.port, clients, close: () => socket.close() }
+}
+
+/** A client with one socket, so that all it says belongs to one flow for each listener. */
+export async function udpClient(where: Namespace, hostname: string, port = 0) {
+  const heard: { from: string; text: string }[] = []
+  const socket = await udpSocket(where, {
+    hostname,
+    port,
+    socket: {
+      data: (_: Datagrams, bytes: Buffer, port: number, address: string) =>
+        void heard.push({ from: `${plain(address)}:${port}`, text: bytes.toString() }),
+      error: () => {},
+    },
+  })
+  return {
+    port: socket.port,
+    heard,
+    send: (text: string, host: string, port: number) => void socket.send(text, port, host),
+    /** Sends once and waits for what comes next; undefined when nothing does. */
+    async ask(text: string, host: string, port: number, waitMs = 1000) {
+      const before = heard.length
+      socket.send(text, port, host)
+      const deadline = performance.now() + waitMs * slowness
+      while (heard.length === before && performance.now() < deadline) await Bun.sleep(1)
+      return heard[before]
+    },
+    close: () => socket.close(),
+  }
+}
