@@ -3,6 +3,7 @@
 import { isAbsolute, join, resolve } from 'node:path'
 import { DEFAULT_SOCKET, DEFAULT_STATE_DIR, VERSION } from './base/about.ts'
 import { native } from './base/native.ts'
+import { inTurns } from './base/turns.ts'
 import { parseDuration } from './base/units.ts'
 import { Certificates } from './certificates/index.ts'
 import type { ToControl, WorkerPlan } from './channel/messages.ts'
@@ -34,6 +35,8 @@ import { leadsTo } from './plan/endpoints.ts'
 import type { Endpoint, Facts, Plan, PlannedRoute } from './plan/types.ts'
 
 const RESOLVE_EVERY_MS = 30_000
+/** About 5 ms. */
+const RECORDS_PER_TURN = 2000
 /** A dead machine can be the target of a thousand routes. */
 const HEALTH_LINES_MAX = 10
 /** Between attempts to use a kernel that could not be used. */
@@ -622,7 +625,9 @@ export class Control implements Gateway {
 
   async connections(): Promise<ConnectionRecord[]> {
     await this.#refresh()
-    return [...this.table.records(), ...(this.#kernel?.flows.records() ?? [])]
+    const records = [...this.table.records()]
+    await inTurns(this.#kernel?.flows.records() ?? [], RECORDS_PER_TURN, (record) => records.push(record))
+    return records
   }
 
   async close(id: string): Promise<boolean> {

@@ -91,6 +91,7 @@ export class FlowTable {
   /** Keys that ended while a dump ran: an entry of that dump is older than their end. */
   #endedDuringDump: Set<number> | null = null
   #dumpGeneration = 0
+  #dumpIsWhole = false
   #adoption: Adoption | null = null
   /** Events were dropped of flows that began then. `open`: no dump has shown yet what there was. */
   #loss = { fromMs: Infinity, toMs: -Infinity, open: false, inDump: false }
@@ -272,6 +273,7 @@ export class FlowTable {
   beginDump(adoption: Adoption | null = null) {
     this.#adoption = adoption
     this.#endedDuringDump = new Set()
+    this.#dumpIsWhole = false
     this.#dumpGeneration = (this.#dumpGeneration + 1) & 0xff
     this.#loss.inDump = this.#loss.open
   }
@@ -303,18 +305,27 @@ export class FlowTable {
   }
 
   #dumpEnd(request: number, error: number) {
-    if (error === 0) {
-      if (this.#loss.inDump) this.#loss.open = false
-      for (const slot of this.#everySlot())
-        if (this.#bytes[slot * SLOT_BYTES + EXTRA.seen] !== this.#dumpGeneration) this.#missing(slot)
-    }
     this.#endedDuringDump = null
+    this.#dumpIsWhole = error === 0
+    if (error === 0 && this.#loss.inDump) this.#loss.open = false
     this.listener.dumped(request, error)
+  }
+
+  /** Flows that the last dump did not list. Each of them is for endMissing, before the next dump begins. */
+  missing(): number[] {
+    if (!this.#dumpIsWhole) return []
+    return [...this.#everySlot()].filter((slot) => this.#isMissing(slot))
+  }
+
+  #isMissing(slot: number): boolean {
+    const base = slot * SLOT_BYTES
+    return this.#bytes[base + AT.kind] !== 0 && this.#bytes[base + EXTRA.seen] !== this.#dumpGeneration
   }
 
   /** A flow that the dump does not list has ended and its event was lost, or the dump was not whole (the end of one that was
    *  given up can come during the next). Its entry decides: what lives is never closed by not being listed. */
-  #missing(slot: number) {
+  endMissing(slot: number) {
+    if (!this.#isMissing(slot)) return
     const entry = this.native(slot)
     if (this.listener.readEntry(entry)) {
       const view = new DataView(entry.buffer)

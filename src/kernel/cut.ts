@@ -3,6 +3,7 @@
 // the route changes; a SYN of the client opens a new flow as before.
 import { FLOW_CUTS_PER_TURN } from '../base/limits.ts'
 import { native, ptr } from '../base/native.ts'
+import { inTurns } from '../base/turns.ts'
 
 /** struct sluice_flow. */
 const AT = {
@@ -29,14 +30,6 @@ export function resetPeers(flow: Uint8Array) {
   // The client knows us by the listener's address, the target by the address that answers to it.
   native().sluice_send_syn(family, at(AT.origDst), port(AT.origDport), at(AT.origSrc), port(AT.origSport))
   native().sluice_send_syn(family, at(AT.replyDst), port(AT.replyDport), at(AT.replySrc), port(AT.replySport))
-}
-
-/** Does something about many flows without keeping the event loop from everything else. */
-export async function inTurns<T>(items: readonly T[], act: (item: T) => void): Promise<void> {
-  for (let i = 0; i < items.length; i++) {
-    act(items[i]!)
-    if (i % FLOW_CUTS_PER_TURN === FLOW_CUTS_PER_TURN - 1) await new Promise((turn) => setImmediate(turn))
-  }
 }
 
 /** The kernel tells of a deletion a moment before the entry is out of the way. */
@@ -69,7 +62,7 @@ export class Orphans {
       const flows = [...still, ...this.#waiting]
       this.#waiting = []
       still = []
-      await inTurns(flows, (flow) => {
+      await inTurns(flows, FLOW_CUTS_PER_TURN, (flow) => {
         if (tries < GONE_TRIES && this.isThere(flow)) still.push(flow)
         else resetPeers(flow)
       })

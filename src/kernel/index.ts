@@ -2,6 +2,8 @@
 // does to one of them.
 import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { dirname } from 'node:path'
+import { FLOW_CUTS_PER_TURN } from '../base/limits.ts'
+import { inTurns } from '../base/turns.ts'
 import { FlowTable, type Adoption } from '../connections/flows.ts'
 import { isOver, TCP } from '../connections/native-flow.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
@@ -11,7 +13,7 @@ import { emptyState, mark } from '../plan/kernel-state.ts'
 import type { KernelState, PlannedRoute } from '../plan/types.ts'
 import { Anchor } from './anchor.ts'
 import { ConntrackReader, type Ended } from './conntrack.ts'
-import { inTurns, Orphans, resetPeers } from './cut.ts'
+import { Orphans, resetPeers } from './cut.ts'
 import { nft } from './nft.ts'
 import { parseListing } from './program.ts'
 import { Refusals, type Refusal } from './refusals.ts'
@@ -250,6 +252,7 @@ export class KernelPlane {
       await this.#reader
         ?.dump(endedWanted(adoption, this.flows))
         .catch((error: Error) => this.options.log('warn', error.message))
+      await inTurns(this.flows.missing(), FLOW_CUTS_PER_TURN, (slot) => this.flows.endMissing(slot))
       this.#lastResync = { atMs: performance.now(), tookMs: performance.now() - began }
     } while (this.#dumpAgain && this.#reader)
   }
@@ -270,7 +273,7 @@ export class KernelPlane {
   /** Ends every flow of a route that is there now. Resolves to how many. */
   async closeRoute(number: number, reason: CloseReason): Promise<number> {
     const ids = this.flows.slotsOf(number).map((slot) => this.flows.id(slot))
-    await inTurns(ids, (id) => void this.close(id, reason))
+    await inTurns(ids, FLOW_CUTS_PER_TURN, (id) => void this.close(id, reason))
     return ids.length
   }
 

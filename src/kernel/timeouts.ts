@@ -3,6 +3,7 @@
 import { PHASE, STATE_TIMEOUTS_S, IPPROTO_TCP } from '../connections/native-flow.ts'
 import type { FlowTable, FlowTimes } from '../connections/flows.ts'
 import type { CloseReason } from '../connections/reasons.ts'
+import { inTurns } from '../base/turns.ts'
 import type { PlannedRoute } from '../plan/types.ts'
 import { FLOW_CUTS_PER_TURN, FLOW_READS_MAX, RESYNC_MS_MAX, RESYNC_MS_MIN } from '../base/limits.ts'
 
@@ -94,10 +95,9 @@ export function watchDeadlines(
       await act.resync()
       slots = due()
     }
-    for (let i = 0; i < slots.length && timer; i++) {
-      check(slots[i]!)
-      if (i % FLOW_CUTS_PER_TURN === FLOW_CUTS_PER_TURN - 1) await turn()
-    }
+    await inTurns(slots, FLOW_CUTS_PER_TURN, (slot) => {
+      if (timer) check(slot)
+    })
     const { atMs, tookMs } = act.lastResync()
     if (timer && performance.now() - atMs >= resyncEveryMs(shortestMs, tookMs)) await act.resync()
   }
@@ -122,8 +122,6 @@ export function watchDeadlines(
     },
   }
 }
-
-const turn = () => new Promise<void>((resolve) => setImmediate(resolve))
 
 // ---- the kernel's own ----
 

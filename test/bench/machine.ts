@@ -1,5 +1,5 @@
 // What the benchmark has to know and do about the machine: how busy it is with other things, how every namespace is set
-// for many short connections, and the two C programs that make the traffic.
+// for many short connections, and the C programs that make the traffic.
 import { mkdirSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Namespace } from '../netns/lab.ts'
@@ -11,13 +11,13 @@ const QUIET_SAMPLE_MS = 250
 const QUIET_WAIT_MS_MAX = 15_000
 
 /** The path of a compiled traffic program; compiles it when its source is newer. */
-export function program(name: 'load' | 'load-server'): string {
+export function program(name: 'load' | 'load-server' | 'flows', libraries: string[] = []): string {
   const source = join(import.meta.dir, `${name}.c`)
   const binary = join(BUILD, name)
   const age = statSync(binary, { throwIfNoEntry: false })?.mtimeMs ?? 0
   if (age < statSync(source).mtimeMs) {
     mkdirSync(BUILD, { recursive: true })
-    const { exitCode, stderr } = Bun.spawnSync(['cc', '-O2', '-Wall', '-Wextra', '-o', binary, source])
+    const { exitCode, stderr } = Bun.spawnSync(['cc', '-O2', '-Wall', '-Wextra', '-o', binary, source, ...libraries])
     if (exitCode !== 0) throw new Error(`cc ${source}:\n${stderr}`)
   }
   return binary

@@ -42,7 +42,12 @@ function setUp(entries: 'gone' | 'ended' | 'alive' = 'gone') {
     dumped: (request, error) => seen.dumped.push([request, error]),
     nftChanged: (pid) => seen.nft.push(pid),
   })
-  return { table, settled, seen, live: () => [...table.records()] }
+  /** The end of a dump, and what the kernel plane does then. */
+  const dumpEnd = (more: object = {}, wallMs?: number) => {
+    table.ingest(nativeFlow('DUMP_END', flow, more), undefined, wallMs)
+    for (const slot of table.missing()) table.endMissing(slot)
+  }
+  return { table, settled, seen, dumpEnd, live: () => [...table.records()] }
 }
 
 const flow: Flow = { id: 7 }
@@ -193,13 +198,13 @@ describe('H7/H8: kernel flows as records', () => {
 
 describe('H8: dumps are the kernel’s truth', () => {
   test('what a dump does not list is over, what came during it is not', () => {
-    const { table, settled, live, seen } = setUp()
+    const { table, settled, live, seen, dumpEnd } = setUp()
     table.ingest(nativeFlow('NEW', { id: 1 }, { state: TCP.SYN_SENT }))
     table.ingest(nativeFlow('NEW', { id: 2 }, { state: TCP.SYN_SENT }))
     table.beginDump()
     table.ingest(nativeFlow('DUMPED', { id: 1 }, { state: TCP.ESTABLISHED, counters, request: 3 }))
     table.ingest(nativeFlow('NEW', { id: 3 }, { state: TCP.SYN_SENT }))
-    table.ingest(nativeFlow('DUMP_END', { id: 0 }, { request: 3 }))
+    dumpEnd({ request: 3 })
     expect([
       live().map((record) => record.id.split('-')[0]),
       settled.map((record) => record.reason),
@@ -208,46 +213,46 @@ describe('H8: dumps are the kernel’s truth', () => {
   })
 
   test('an entry of a dump that ended meanwhile is not opened again', () => {
-    const { table, settled, seen } = setUp()
+    const { table, settled, seen, dumpEnd } = setUp()
     table.ingest(nativeFlow('NEW', flow, { state: TCP.SYN_SENT }))
     table.beginDump()
     table.ingest(nativeFlow('CLOSED', flow, { ends: ENDS.FINS, counters }))
     table.ingest(nativeFlow('DUMPED', flow, { state: TCP.ESTABLISHED, counters }))
-    table.ingest(nativeFlow('DUMP_END', flow))
+    dumpEnd()
     expect([table.size, settled.length, seen.opened]).toEqual([0, 1, 1])
   })
 
   test('a flow that a dump shows in TIME_WAIT has ended, and is not opened', () => {
-    const { table, settled, seen } = setUp()
+    const { table, settled, seen, dumpEnd } = setUp()
     table.ingest(nativeFlow('NEW', { id: 1 }, { state: TCP.SYN_SENT }))
     table.beginDump()
     table.ingest(nativeFlow('DUMPED', { id: 1 }, { state: TCP.TIME_WAIT, ends: ENDS.FINS, counters }))
     table.ingest(nativeFlow('DUMPED', { id: 2 }, { state: TCP.TIME_WAIT, ends: ENDS.FINS, counters }))
-    table.ingest(nativeFlow('DUMP_END', flow))
+    dumpEnd()
     expect([table.size, settled.length, seen.opened]).toEqual([0, 1, 1])
   })
 
   test('an end whose event was lost is told by the entry, when there is one', () => {
-    const { table, settled } = setUp('ended')
+    const { table, settled, dumpEnd } = setUp('ended')
     table.ingest(nativeFlow('NEW', flow, { state: TCP.SYN_SENT }))
     table.beginDump()
-    table.ingest(nativeFlow('DUMP_END', flow))
+    dumpEnd()
     expect(settled).toEqual([expect.objectContaining({ reason: 'finished', bytesIn: 100, bytesOut: 1_000_000 })])
   })
 
   test('a flow whose entry lives is not closed by a dump that does not list it', () => {
-    const { table, settled } = setUp('alive')
+    const { table, settled, dumpEnd } = setUp('alive')
     table.ingest(nativeFlow('NEW', flow, { state: TCP.SYN_SENT }))
     table.beginDump()
-    table.ingest(nativeFlow('DUMP_END', flow))
+    dumpEnd()
     expect([settled.length, table.size]).toEqual([0, 1])
   })
 
   test('a dump that failed settles nothing', () => {
-    const { table, settled, seen } = setUp()
+    const { table, settled, seen, dumpEnd } = setUp()
     table.ingest(nativeFlow('NEW', { id: 1 }, { state: TCP.SYN_SENT }))
     table.beginDump()
-    table.ingest(nativeFlow('DUMP_END', flow, { request: 1, error: 4 }))
+    dumpEnd({ request: 1, error: 4 })
     expect([table.size, settled.length, seen.dumped]).toEqual([1, 0, [[1, 4]]])
   })
 
@@ -281,12 +286,12 @@ describe('H8: an entry that goes while both ends believe in the connection', () 
   })
 
   test('found missing by a dump: deleted when it cannot have expired', () => {
-    const { table, seen, settled } = setUp()
+    const { table, seen, settled, dumpEnd } = setUp()
     const eventMs = 1_700_000_000_000
     table.ingest(nativeFlow('NEW', { id: 1 }, { state: TCP.SYN_SENT, eventMs, timeout: 120 }))
     table.ingest(nativeFlow('NEW', { id: 2, protocol: 17 }, { eventMs, timeout: 30 }))
     table.beginDump()
-    table.ingest(nativeFlow('DUMP_END', flow), 60_000, eventMs + 60_000)
+    dumpEnd({}, eventMs + 60_000)
     expect([settled.map((record) => record.reason as string), seen.orphaned]).toEqual([
       ['conntrack_flushed', 'nftables_closed'],
       1,
@@ -309,14 +314,14 @@ describe('H8: events that the kernel dropped', () => {
     nativeFlow('WHOLE', { id }, { ends: ENDS.FINS, counters, startMs, eventMs: startMs + 5 })
 
   test('a flow that began and ended in the gap has its record, from its entry; those that were told have no second one', () => {
-    const { table, settled, seen } = setUp()
+    const { table, settled, seen, dumpEnd } = setUp()
     table.ingest(told(1, T), 0, T + 1)
     table.ingest(Buffer.concat([told(2, T + 1005), lost(T + 1000, T + 2000)]), 0, T + 2000)
     expect([seen.lost, table.lossMs]).toEqual([1, T + 990])
     table.beginDump()
     table.ingest(Buffer.concat([ended(1, T), ended(2, T + 1005), ended(3, T + 1500), ended(4, T + 5000)]), 0, T + 9000)
     table.ingest(nativeFlow('DUMPED', { id: 5 }, { state: TCP.ESTABLISHED, counters, startMs: T + 1500 }), 0, T + 9000)
-    table.ingest(nativeFlow('DUMP_END', flow), 0, T + 9000)
+    dumpEnd({}, T + 9000)
     // 1 and 2 were told, 4 began after the gap: its events are there to come. 5 lives.
     expect([ids(settled), table.size, seen.opened, table.lossMs]).toEqual([['k1', 'k2', 'k3'], 1, 4, null])
     expect(settled[2]).toMatchObject({ reason: 'finished', bytesIn: 100, openedAt: new Date(T + 1500).toISOString() })
@@ -340,7 +345,7 @@ describe('H8: events that the kernel dropped', () => {
   })
 
   test('a second loss during the dump keeps the gap open', () => {
-    const { table } = setUp()
+    const { table, dumpEnd } = setUp()
     table.ingest(lost(T + 1000, T + 2000), 0, T + 2000)
     table.beginDump()
     table.ingest(Buffer.concat([lost(T + 2500, T + 3000), nativeFlow('DUMP_END', flow)]), 0, T + 3000)
@@ -349,15 +354,15 @@ describe('H8: events that the kernel dropped', () => {
     table.ingest(nativeFlow('DUMP_END', flow, { error: 4 }), 0, T + 3000)
     expect(table.lossMs).toBe(T + 990)
     table.beginDump()
-    table.ingest(nativeFlow('DUMP_END', flow), 0, T + 3000)
+    dumpEnd({}, T + 3000)
     expect(table.lossMs).toBe(null)
   })
 
   test('without a loss an ended entry is no news', () => {
-    const { table, settled, seen } = setUp()
+    const { table, settled, seen, dumpEnd } = setUp()
     table.beginDump()
     table.ingest(ended(3, T))
-    table.ingest(nativeFlow('DUMP_END', flow))
+    dumpEnd()
     expect([settled.length, seen.opened]).toEqual([0, 0])
   })
 
@@ -417,8 +422,8 @@ describe('H8: what the kernel carried while nobody listened', () => {
   })
 
   test('the next dump opens nothing of what ended', () => {
-    const { table, settled } = adopt(null)
-    table.ingest(nativeFlow('DUMP_END', flow))
+    const { table, settled, dumpEnd } = adopt(null)
+    dumpEnd()
     table.beginDump()
     table.ingest(entries)
     expect(settled.length).toBe(0)
@@ -477,11 +482,11 @@ describe('I8: targets', () => {
   })
 
   test('what live flows carry is told as dumps show it, and adds up to what they carried', () => {
-    const { table, seen } = setUp()
+    const { table, seen, dumpEnd } = setUp()
     table.ingest(nativeFlow('NEW', flow, { state: TCP.SYN_SENT }))
     table.beginDump()
     table.ingest(nativeFlow('DUMPED', flow, { state: TCP.ESTABLISHED, counters: [3, 3 * 52 + 8 + 10, 3, 3 * 52 + 8] }))
-    table.ingest(nativeFlow('DUMP_END', flow))
+    dumpEnd()
     expect(seen.carried).toEqual({ bytesIn: 10, bytesOut: 0, packetsIn: 3, packetsOut: 3 })
     table.ingest(nativeFlow('CLOSED', flow, { ends: ENDS.FINS, counters }))
     expect(seen.carried).toEqual({ bytesIn: 100, bytesOut: 1_000_000, packetsIn: 5, packetsOut: 704 })
@@ -526,7 +531,7 @@ describe('H8: against a plain model', () => {
   })
 
   test('memory: below 400 bytes a flow at 100,000, and given back when they are gone', () => {
-    const { table } = setUp()
+    const { table, dumpEnd } = setUp()
     for (let n = 0; n < 100_000; n++)
       table.ingest(
         nativeFlow(
@@ -538,7 +543,7 @@ describe('H8: against a plain model', () => {
     expect(table.bytes / table.size).toBeLessThan(400)
     console.log(`${Math.round(table.bytes / table.size)} bytes a flow at 100,000`)
     table.beginDump()
-    table.ingest(nativeFlow('DUMP_END', flow))
+    dumpEnd()
     expect([table.size, table.bytes < 1024 * 1024]).toEqual([0, true])
   })
 })
