@@ -35,10 +35,14 @@ export function resetPeers(flow: Uint8Array) {
 /** The kernel tells of a deletion a moment before the entry is out of the way. */
 const GONE_RETRY_MS = 5
 const GONE_TRIES = 20
+/** Who deletes them all holds a lock until the last: reading an entry would wait for it, and the event loop with us. */
+const QUIET_MS = 30
+const QUIET_WAIT_MS_MAX = 1000
 
 /** Flows whose entries somebody else deleted, until their peers have been told: as many as there were flows, for a moment. */
 export class Orphans {
   #waiting: Uint8Array[] = []
+  #lastMs = 0
   #telling: Promise<void> | null = null
 
   /** @param isThere whether the flow has an entry still: a SYN would get another port than the peer knows. */
@@ -46,6 +50,7 @@ export class Orphans {
 
   add(flow: Uint8Array) {
     this.#waiting.push(flow)
+    this.#lastMs = performance.now()
     this.#telling ??= this.#tell().finally(() => {
       this.#telling = null
     })
@@ -57,6 +62,9 @@ export class Orphans {
   }
 
   async #tell() {
+    const latestMs = performance.now() + QUIET_WAIT_MS_MAX
+    do await Bun.sleep(QUIET_MS)
+    while (performance.now() - this.#lastMs < QUIET_MS && performance.now() < latestMs)
     let still: Uint8Array[] = []
     for (let tries = 1; this.#waiting.length > 0 || still.length > 0; tries++) {
       const flows = [...still, ...this.#waiting]

@@ -251,7 +251,8 @@ export class KernelPlane {
       this.flows.beginDump(adoption)
       await this.#reader
         ?.dump(endedWanted(adoption, this.flows))
-        .catch((error: Error) => this.options.log('warn', error.message))
+        // One that is under way when we stop is no news.
+        .catch((error: Error) => this.#reader && this.options.log('warn', error.message))
       await inTurns(this.flows.missing(), FLOW_CUTS_PER_TURN, (slot) => this.flows.endMissing(slot))
       this.#lastResync = { atMs: performance.now(), tookMs: performance.now() - began }
     } while (this.#dumpAgain && this.#reader)

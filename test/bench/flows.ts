@@ -77,7 +77,7 @@ try {
   const text = await measure('GET /v1/connections', () => ask('/v1/connections'))
   console.log(`${(text.length / 2 ** 20).toFixed(0)} MiB of JSON`)
   await measure('one closed', () => ask(`/v1/connections/${listed[COUNT >> 1]!.id}`, 'DELETE'))
-  await measure('conntrack -F: every record closed, every peer told', async () => {
+  await measure('conntrack -F, every record closed', async () => {
     await run('conntrack', '-F')
     while ((await control.status()).connections.kernel > 0) await Bun.sleep(1)
   })
