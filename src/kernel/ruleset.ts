@@ -22,6 +22,9 @@ const RETRY_MS_MAX = 5000
 /** Process ids of our own transactions, kept for the notifications that may still come. */
 const OWN_PIDS_MAX = 64
 
+/** For the log: the first of the commands that undo what somebody did to elements. */
+const inShort = (repairs: string[]) => ({ repairs: repairs.slice(0, 5).map((command) => command.slice(0, 200)) })
+
 export interface RulesetOptions {
   table: string
   base: number
@@ -155,8 +158,8 @@ export class Ruleset {
     const intact = found !== null && found.version === programVersion && this.#isOurs(found.shape)
     if (intact) this.#take({ ...found, shape: { ...found.shape, ...this.#shape } })
     else this.#have = null
-    const differs = !intact || (before && renderDifference(this.options.table, found.state, before).length > 0)
-    if (before === null || !differs) return
+    const repairs = intact && before ? renderDifference(this.options.table, found.state, before) : []
+    if (before === null || (intact && repairs.length === 0)) return
     this.drifts++
     this.options.log(
       'warn',
@@ -165,7 +168,7 @@ export class Ruleset {
         : intact
           ? 'Someone changed elements of our nft table; repairing it'
           : 'Someone changed rules of our nft table; loading it again',
-      { table: this.options.table, drifts: this.drifts, ...(intact ? {} : this.#differences(found)) },
+      { table: this.options.table, drifts: this.drifts, ...(intact ? inShort(repairs) : this.#differences(found)) },
     )
   }
 

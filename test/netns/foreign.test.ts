@@ -105,6 +105,73 @@ test('H10: an element that somebody adds or removes is repaired; the anchor, too
   expect(await tables(lab.gateway)).toEqual([])
 })
 
+/** Our table's rules and the declarations of its sets, without what they hold. */
+const program = (lab: Lab) => lab.gateway.must(['nft', '-s', '-t', 'list', 'table', 'inet', 'sluice'])
+
+test('H10: whatever somebody edits in our table is noticed, named in the log and repaired; flows go on', async () => {
+  await using lab = await Lab.create()
+  const backend = echoBackend(lab.backend)
+  const to = [{ host: lab.backend.address4, port: backend.port }]
+  await using gateway = await Gateway.start(lab, [
+    forward('one', 8400, to, {}, { security: { ipBlockList: ['192.0.2.0/24'], maxConnections: 1000 } }),
+    forward(
+      'several',
+      8401,
+      [...to, { host: lab.backend.address4, port: 9 }],
+      {},
+      { security: { maxConnectionsPerIp: 5 } },
+    ),
+  ])
+  const host = lab.gateway.clientSide4
+  const [elementsBefore, programBefore] = [await elements(lab.gateway), await program(lab)]
+  const edits: [string, RegExp][] = [
+    ['flush table inet sluice', /chain refuse.*changed rules/],
+    ['flush chain inet sluice route', /chain route.*changed rules/],
+    ['delete rule inet sluice route handle GATE', /chain route.*changed rules/],
+    ['add rule inet sluice route accept', /chain route.*changed rules/],
+    ['insert rule inet sluice client_max_5 return', /chain client_max_5.*changed rules/],
+    ['add chain inet sluice theirs', /chain theirs.*changed rules/],
+    [
+      'add chain inet sluice theirs { type filter hook forward priority 0; policy drop; }',
+      /chain theirs.*changed rules/,
+    ],
+    ['add set inet sluice theirs { type ipv4_addr; }', /set theirs.*changed rules/],
+    ['delete element inet sluice listen { tcp . 8400 }', /listen.*8400.*changed elements/],
+    ['add element inet sluice block4 { 0x51000001 . 198.51.100.0/24 }', /block4.*198\.51\.100\.0.*changed elements/],
+    ['delete element inet sluice slot4 { 0x51000002 . 3 }', /slot4.*changed elements/],
+    ['flush map inet sluice target4', /target4.*changed elements/],
+    ['delete table inet sluice', /removed our nft table/],
+  ]
+  const busy = await crowd(lab.client, host, 8400, 30, 5)
+  const coming = visitors(lab.client, host, 8400)
+  const idle = await Talker.connect(lab.client, host, 8400)
+  await idle.say()
+  for (const [i, [edit, logged]] of edits.entries()) {
+    const before = gateway.logText().length
+    const started = performance.now()
+    const rules = await lab.gateway.must(['nft', '-a', 'list', 'chain', 'inet', 'sluice', 'route'])
+    await lab.gateway.nft(edit.replace('GATE', /@gate # handle (\d+)/.exec(rules)![1]!))
+    await until(async () => (await gateway.status()).kernel.drifts === i + 1, 5000, `noticed: ${edit}`)
+    await until(
+      async () => Bun.deepEquals(await elements(lab.gateway), elementsBefore) && (await program(lab)) === programBefore,
+      5000,
+      `repaired: ${edit}`,
+    )
+    console.log(`${edit}: repaired after ${(performance.now() - started).toFixed(0)} ms`)
+    expect(gateway.logText().slice(before)).toMatch(logged)
+    await gateway.settled()
+    const served = coming.served
+    await until(() => coming.served > served, 5000, `new connections are served after: ${edit}`)
+  }
+  expect((await gateway.status()).kernel.drifts).toBe(edits.length)
+  await idle.say('still here')
+  expect(await busy.stop()).toEqual([])
+  expect(await coming.stop()).toEqual([])
+  await idle.close()
+  const records = await gateway.recordsOf(31 + coming.served)
+  expect(records.filter(({ reason }) => reason !== 'finished')).toEqual([])
+}, 90_000)
+
 test("H10: a real stop removes our tables and settings; onStop 'keep' leaves them forwarding", async () => {
   await using lab = await Lab.create()
   const backend = echoBackend(lab.backend)
