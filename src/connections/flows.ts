@@ -161,10 +161,14 @@ export class FlowTable {
     this.#bytes[base + EXTRA.seen] = this.#dumpGeneration
     // A dump may be ahead of the event that tells of the SYN.
     if (found < 0 || bytes[at + AT.kind] !== FLOW.NEW) this.#refresh(slot, bytes, view, at)
+    if (was === PHASE.OPENING) this.#established(slot, bytes, view, at)
+  }
+
+  /** Told once, and only of a flow that was seen to open. */
+  #established(slot: number, bytes: Uint8Array, view: DataView, at: number) {
     const established = establishedMs(view, at)
-    if (established === 0 || was !== PHASE.OPENING) return
-    const opened = this.#view.getFloat64(base + EXTRA.openedMs, true)
-    this.#tellEstablished(bytes, view, at, established - opened)
+    const opened = this.#view.getFloat64(slot * SLOT_BYTES + EXTRA.openedMs, true)
+    if (established !== 0) this.#tellEstablished(bytes, view, at, established - opened)
   }
 
   /** State and counters, as they are told now. */
@@ -191,6 +195,7 @@ export class FlowTable {
     const slot = this.#find(bytes, view, at)
     // Settled before (killed, or a late FIN that is sent again): the record is written already.
     if (slot < 0) return
+    if (this.#bytes[slot * SLOT_BYTES + EXTRA.phase] === PHASE.OPENING) this.#established(slot, bytes, view, at)
     this.#view.setUint32(slot * SLOT_BYTES + AT.mark, view.getUint32(at + AT.mark, true), true)
     if (!bytes[at + AT.counted]) {
       // The entry went before its counters could be read: DESTROY is on its way and has them.

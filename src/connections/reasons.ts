@@ -23,7 +23,7 @@ export const reasons = {
   target_down: 'the target was found dead; the client should connect again',
   killed: 'closed on request of the operator',
   worker_died: 'the worker process that carried it died',
-  nftables_closed: 'the entry of a kernel flow expired, or was gone when the kernel was asked',
+  nftables_closed: 'the entry of a kernel flow was gone when the kernel was asked, or says only that it is over',
   conntrack_flushed: 'the conntrack entry of a kernel flow was deleted by someone else',
   internal_error: 'an error inside the gateway, which the log describes',
 } as const

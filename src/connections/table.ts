@@ -131,7 +131,7 @@ export class ConnectionTable {
   }
 
   #closed(record: ConnectionRecord) {
-    for (const account of this.#accounts(record.route, record.target)) accountClosed(account, record.reason!, null)
+    this.#accountClosed(record, null)
     for (const observer of this.#observers) observer.settled?.(record)
   }
 
@@ -151,9 +151,14 @@ export class ConnectionTable {
   /** Over. All that it carried has been told by flowCarried; `carried` is the sum of that. `written`: observers of an earlier
    *  life were told, its totals were not stored. */
   flowSettled(record: ConnectionRecord, carried: Carried, written = false) {
-    for (const account of this.#accounts(record.route, record.target)) accountClosed(account, record.reason!, carried)
+    this.#accountClosed(record, carried)
     if (written) return
     for (const observer of this.#observers) observer.settled?.(record)
+  }
+
+  #accountClosed(record: ConnectionRecord, flow: Carried | null) {
+    for (const account of this.#accounts(record.route, record.target)) accountClosed(account, record.reason!, flow)
+    if (this.totals(record.route).now < 0) this.anomalies++
   }
 
   // ---- totals ----

@@ -459,6 +459,14 @@ describe('H8: setup latency', () => {
       ],
       'kernel',
     ],
+    [
+      'with its end, after its beginning',
+      [
+        nativeFlow('NEW', flow, { state: TCP.SYN_SENT, eventMs: 1000 }),
+        nativeFlow('CLOSED', flow, { ends: ENDS.FINS, counters, eventMs: 2000, establishedMs: 1007, timed: true }),
+      ],
+      'kernel',
+    ],
   ] as [string, Uint8Array[], string][])('told once with its clock: %s', (_what, messages, clock) => {
     const { table, seen } = setUp()
     for (const message of messages) table.ingest(message)

@@ -58,6 +58,15 @@ describe('I8: totals of proxied connections', () => {
     expect([table.totals('web'), table.totals('web').targets.get(A)]).toMatchObject([end, end])
   })
 
+  test('one that is settled twice is an anomaly', () => {
+    const table = new ConnectionTable()
+    table.flowOpened('web', A, 1)
+    table.flowSettled(flow({}), carried(0, 0))
+    expect(table.anomalies).toBe(0)
+    table.flowSettled(flow({}), carried(0, 0))
+    expect(table.anomalies).toBe(1)
+  })
+
   test('what is refused and what would have been are counted apart', () => {
     const table = new ConnectionTable()
     const refused = { route: 'web', reason: 'route_limit' as const, count: 2 }

@@ -102,6 +102,34 @@ test(
 )
 
 test(
+  'H8: a flush whose events are dropped: what is missing is found out, both peers are told, each record closes once',
+  () =>
+    withPlane(1, async ({ lab, host, ask }) => {
+      const talkers = await Promise.all(Array.from({ length: 300 }, () => Talker.connect(lab.client, host, 8400)))
+      for (const talker of talkers) await talker.say('x')
+      await until(async () => (await ask()).live.length === 300, 20_000, 'all are known')
+      const { lost } = await ask()
+      const started = performance.now()
+      await lab.gateway.must(['conntrack', '-F'])
+      for (const talker of talkers) await until(() => talker.ended, 10_000, 'the client hears of it')
+      console.log(`every client told within ${(performance.now() - started).toFixed(0)} ms`)
+      const state = await until(
+        async () => {
+          const now = await ask()
+          return now.live.length === 0 && now
+        },
+        10_000,
+        'no flow is left',
+      )
+      expect(state.lost).toBeGreaterThan(lost)
+      expect(state).toMatchObject({ total: 300, now: 0, reasons: { conntrack_flushed: 300 } })
+      expect(new Set(state.settled.map((record) => record.id)).size).toBe(300)
+      await visit(lab.client, host, 8400)
+    }),
+  60_000,
+)
+
+test(
   'H8: how long a target took to answer is told of one connection in eight',
   () =>
     withPlane(0, async ({ lab, host, ask }) => {
