@@ -124,3 +124,6 @@ export const RESYNC_MS_MAX = 60_000
 /** The end of the access log that is read back after a crash: 10 s of a machine's worst. Above: what was written before may be
  * written a second time. */
 export const WRITTEN_BYTES_MAX = 64 * 1024 * 1024
+
+/** Names of routes that are gone. Above: those without a live flow are forgotten. */
+export const NAMES_KEPT_MAX = 1000

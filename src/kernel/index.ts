@@ -2,7 +2,7 @@
 // does to one of them.
 import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { dirname } from 'node:path'
-import { FLOW_CUTS_PER_TURN } from '../base/limits.ts'
+import { FLOW_CUTS_PER_TURN, NAMES_KEPT_MAX } from '../base/limits.ts'
 import { inTurns } from '../base/turns.ts'
 import { FlowTable, type Adoption } from '../connections/flows.ts'
 import { isOver, TCP } from '../connections/native-flow.ts'
@@ -149,9 +149,12 @@ export class KernelPlane {
     return this.#names.get(number) ?? `#${number}`
   }
 
-  /** Names of the numbers of a plan; names of routes that are gone are kept, their flows may live on. */
+  /** Names of the numbers of a plan; names of routes that are gone are kept while their flows live on, and some longer. */
   learn(numbers: Record<string, number>) {
     for (const [name, number] of Object.entries(numbers)) this.#names.set(number, name)
+    if (this.#names.size <= Object.keys(numbers).length + NAMES_KEPT_MAX) return
+    const needed = new Set([...Object.values(numbers), ...this.flows.numbers().keys()])
+    for (const number of this.#names.keys()) if (!needed.has(number)) this.#names.delete(number)
   }
 
   /** Takes over what an earlier life left: table and flows read. Resolves to the numbers found there.
