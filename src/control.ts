@@ -581,13 +581,17 @@ export class Control implements Gateway {
     const { phase, reason: unusable } = this.#kernelState
     const problem = this.#applied.problems.get(route.name)
     // Before it has taken over what an earlier life left, the numbers mean nothing.
-    const inKernel = phase === 'ready' && this.#kernel?.isActive(route.number, route.name) === true
+    const inKernel = phase === 'ready' && (this.#kernel?.isActive(route.number, route.name) ?? false)
     const error = this.#kernel?.ruleset.error
     const { carrier, reason } = route
     if (problem) return { carrier, state: 'failed', reason: problem }
     if (route.unserved !== null && phase !== 'starting' && phase !== 'idle')
       return { carrier, state: 'failed', reason: route.unserved }
-    if (inKernel && carrier === 'kernel') return { carrier, state: 'active', reason }
+    if (inKernel === 'as wanted' && carrier === 'kernel') return { carrier, state: 'active', reason }
+    if (inKernel && carrier === 'kernel') {
+      const why = error ? `the kernel did not take its change: ${error}` : 'in the kernel as it was until its change is in'
+      return { carrier, state: 'applying', reason: why }
+    }
     if (inKernel) return { carrier: 'kernel', state: 'applying', reason: 'in the kernel until its rules are out of it' }
     if (phase !== 'ready' && protocolOf(route) === 'udp')
       return { carrier, state: 'applying', reason: 'served once its rules are in the kernel' }

@@ -78,13 +78,14 @@ export class Ruleset {
     return this.#have ?? emptyState()
   }
 
-  /** The kernel forwards the connections of this route, or refuses them for want of a target. */
-  isActive(markKey: string, name: string): boolean {
+  /** The kernel forwards the connections of this route, or refuses them for want of a target: 'as wanted', or still as they
+   *  were wanted before. */
+  isActive(markKey: string, name: string): 'as wanted' | 'as before' | false {
     const group = this.#have?.groups[markKey]
     if (group?.routes?.[markKey]?.comment !== name) return false
-    // A route with action block is no kernel route: here its connections are refused a step earlier.
     const diverted = group.divert?.[markKey]?.value
-    return diverted !== 'goto user_space' && diverted !== 'goto refuse_blocked'
+    if (diverted === 'goto user_space' || diverted === 'goto refuse_blocked') return false
+    return group === this.#want?.groups[markKey] ? 'as wanted' : 'as before'
   }
 
   get elements(): number {

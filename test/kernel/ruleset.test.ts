@@ -75,7 +75,7 @@ describe('the loop', () => {
     expect([ruleset.error, ruleset.isActive('0x51000001', 'r80'), logs]).toEqual(['broken', false, ['broken']])
     nft.failure = null
     await ruleset.want(state({ 80: '10.0.0.1 . 80' }))
-    expect([ruleset.error, ruleset.isActive('0x51000001', 'r80')]).toEqual([null, true])
+    expect([ruleset.error, ruleset.isActive('0x51000001', 'r80')]).toEqual([null, 'as wanted'])
   })
 
   test('H10: the table of an earlier life is adopted: only the difference is applied', async () => {
