@@ -360,10 +360,10 @@ export async function foreignRules(where: Namespace): Promise<string> {
     .join('')
 }
 
-/** Names of the tables that are there. */
+/** Names of the tables that are there, sorted: nft lists them in the order they were made, which is nobody's promise. */
 export async function tables(where: Namespace): Promise<string[]> {
   const text = await where.must(['nft', 'list', 'tables'])
-  return text.split('\n').filter(Boolean)
+  return text.split('\n').filter(Boolean).toSorted()
 }
 
 /** What listens there, as "address:port". */
