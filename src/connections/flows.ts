@@ -1,13 +1,13 @@
-// The kernel's flows as records: one slot of bytes each, the native record as it came plus what we know beyond it. 100,000
-// flows are 100,000 slots in one buffer, not objects; a ConnectionRecord is made when somebody looks. Pure: it knows neither
-// netlink nor clocks.
+// The kernel's flows as records: what events and dumps say of them, each opened once and settled once. 100,000 flows are
+// 100,000 slots in one buffer (flow-slots.ts), not objects; a ConnectionRecord is made when somebody looks. Pure: it knows
+// neither netlink nor clocks.
 import { isoTime } from '../base/clock.ts'
 import { TARGET_NAMES_MAX } from '../base/limits.ts'
+import { EXTRA, FlowSlots, SLOT_BYTES } from './flow-slots.ts'
 import {
   AT,
   bothEndsKnow,
   carriedOf,
-  ctIdOf,
   destroyReason,
   endedMs,
   endReason,
@@ -23,7 +23,6 @@ import {
   PHASE,
   phaseOf,
   recordOf,
-  sameFlow,
   startMs,
   STATE_TIMEOUTS_S,
   targetNumberOf,
@@ -35,10 +34,6 @@ import type { ConnectionRecord } from './record.ts'
 import type { CloseReason } from './reasons.ts'
 import type { Carried } from './totals.ts'
 
-/** Beyond the native record, in the same slot: phase u8, generation of the last dump that saw it u8, 2 free, when its entry
- *  would expire u32 s, opened f64 ms; by the clock that is never set: opened f64 ms, when packets were last seen to be counted f64 ms. */
-const EXTRA = { phase: 160, seen: 161, expiresS: 164, openedMs: 168, bornMs: 176, activeMs: 184 } as const
-const SLOT_BYTES = 192
 /** Between the kernel's own times of one flow. */
 const CLOCK_MS = 10
 
@@ -80,14 +75,7 @@ export interface FlowTimes {
 }
 
 export class FlowTable {
-  #bytes = new Uint8Array(0)
-  #view = new DataView(this.#bytes.buffer)
-  #free: number[] = []
-  #slots = 0
-  #live = 0
-  /** Open addressing from CTA_ID, which is a hash already; 0 is empty, -1 a tombstone, else slot + 1. */
-  #index = new Int32Array(1024)
-  #tombstones = 0
+  readonly #slots = new FlowSlots()
   /** Keys that ended while a dump ran: an entry of that dump is older than their end. */
   #endedDuringDump: Set<number> | null = null
   #dumpGeneration = 0
@@ -110,12 +98,12 @@ export class FlowTable {
   ) {}
 
   get size() {
-    return this.#live
+    return this.#slots.live
   }
 
   /** Bytes held: what the records cost. */
   get bytes() {
-    return this.#bytes.byteLength + this.#index.byteLength
+    return this.#slots.memory
   }
 
   // ---- events ----
@@ -134,7 +122,7 @@ export class FlowTable {
         return this.#see(bytes, view, at)
       case FLOW.UPDATE:
         // Never opens a record: what is told late of a flow that we have ended would bring it back.
-        if (this.#find(bytes, view, at) >= 0) this.#see(bytes, view, at)
+        if (this.#slots.find(bytes, view, at) >= 0) this.#see(bytes, view, at)
         return
       case FLOW.CLOSED:
         return this.#closed(bytes, view, at)
@@ -154,11 +142,11 @@ export class FlowTable {
   }
 
   #see(bytes: Uint8Array, view: DataView, at: number) {
-    const found = this.#find(bytes, view, at)
+    const found = this.#slots.find(bytes, view, at)
     const slot = found < 0 ? this.#insert(bytes, view, at) : found
     const base = slot * SLOT_BYTES
-    const was = this.#bytes[base + EXTRA.phase]!
-    this.#bytes[base + EXTRA.seen] = this.#dumpGeneration
+    const was = this.#slots.bytes[base + EXTRA.phase]!
+    this.#slots.bytes[base + EXTRA.seen] = this.#dumpGeneration
     // A dump may be ahead of the event that tells of the SYN.
     if (found < 0 || bytes[at + AT.kind] !== FLOW.NEW) this.#refresh(slot, bytes, view, at)
     if (was === PHASE.OPENING) this.#established(slot, bytes, view, at)
@@ -167,22 +155,22 @@ export class FlowTable {
   /** Told once, and only of a flow that was seen to open. */
   #established(slot: number, bytes: Uint8Array, view: DataView, at: number) {
     const established = establishedMs(view, at)
-    const opened = this.#view.getFloat64(slot * SLOT_BYTES + EXTRA.openedMs, true)
+    const opened = this.#slots.view.getFloat64(slot * SLOT_BYTES + EXTRA.openedMs, true)
     if (established !== 0) this.#tellEstablished(bytes, view, at, established - opened)
   }
 
   /** State and counters, as they are told now. */
   #refresh(slot: number, bytes: Uint8Array, view: DataView, at: number) {
     const base = slot * SLOT_BYTES
-    this.#view.setUint32(base + AT.mark, view.getUint32(at + AT.mark, true), true)
-    this.#view.setUint32(base + AT.status, view.getUint32(at + AT.status, true), true)
+    this.#slots.view.setUint32(base + AT.mark, view.getUint32(at + AT.mark, true), true)
+    this.#slots.view.setUint32(base + AT.status, view.getUint32(at + AT.status, true), true)
     // Not every message tells the state.
     if (bytes[at + AT.state] !== 0 || bytes[at + AT.protocol] !== IPPROTO_TCP) {
-      this.#bytes[base + AT.state] = bytes[at + AT.state]!
-      this.#bytes[base + EXTRA.phase] = phaseOf(bytes, view, at)
+      this.#slots.bytes[base + AT.state] = bytes[at + AT.state]!
+      this.#slots.bytes[base + EXTRA.phase] = phaseOf(bytes, view, at)
     }
     const expires = eventMs(view, at) / 1000 + view.getUint32(at + AT.timeout, true)
-    this.#view.setUint32(base + EXTRA.expiresS, expires, true)
+    this.#slots.view.setUint32(base + EXTRA.expiresS, expires, true)
     if (bytes[at + AT.counted]) this.#copyCounters(slot, bytes, at)
   }
 
@@ -192,14 +180,14 @@ export class FlowTable {
   }
 
   #closed(bytes: Uint8Array, view: DataView, at: number) {
-    const slot = this.#find(bytes, view, at)
+    const slot = this.#slots.find(bytes, view, at)
     // Settled before (killed, or a late FIN that is sent again): the record is written already.
     if (slot < 0) return
-    if (this.#bytes[slot * SLOT_BYTES + EXTRA.phase] === PHASE.OPENING) this.#established(slot, bytes, view, at)
-    this.#view.setUint32(slot * SLOT_BYTES + AT.mark, view.getUint32(at + AT.mark, true), true)
+    if (this.#slots.bytes[slot * SLOT_BYTES + EXTRA.phase] === PHASE.OPENING) this.#established(slot, bytes, view, at)
+    this.#slots.view.setUint32(slot * SLOT_BYTES + AT.mark, view.getUint32(at + AT.mark, true), true)
     if (!bytes[at + AT.counted]) {
       // The entry went before its counters could be read: DESTROY is on its way and has them.
-      this.#bytes[slot * SLOT_BYTES + EXTRA.phase] = PHASE.CLOSING
+      this.#slots.bytes[slot * SLOT_BYTES + EXTRA.phase] = PHASE.CLOSING
       return
     }
     this.#copyCounters(slot, bytes, at)
@@ -208,7 +196,7 @@ export class FlowTable {
 
   /** A short connection that opened and ended while the reader held its records back: it never needs a slot. */
   #whole(bytes: Uint8Array, view: DataView, at: number) {
-    const known = this.#find(bytes, view, at) >= 0
+    const known = this.#slots.find(bytes, view, at) >= 0
     if (known || !bytes[at + AT.counted]) {
       // Not counted: DESTROY will bring that. Known: the tuple of a flow that ended unseen, and whose port is in use again.
       if (!known) this.#see(bytes, view, at)
@@ -231,7 +219,7 @@ export class FlowTable {
   }
 
   #destroyed(bytes: Uint8Array, view: DataView, at: number) {
-    const slot = this.#find(bytes, view, at)
+    const slot = this.#slots.find(bytes, view, at)
     if (slot < 0) {
       // Of one that the kernel did not tell us of there is nothing to come but this.
       if (bytes[at + AT.counted] && this.#isUntold(bytes, view, at))
@@ -288,7 +276,7 @@ export class FlowTable {
     const reason = endReason(view, at) ?? (tcpIsOver(bytes, at) ? 'nftables_closed' : undefined)
     if (reason === undefined) return this.#see(bytes, view, at)
     const ended = endedMs(bytes, view, at, this.stateTimeoutsS)
-    const slot = this.#find(bytes, view, at)
+    const slot = this.#slots.find(bytes, view, at)
     if (slot < 0) return this.#dumpedEnded(bytes, view, at, reason, ended)
     this.#copyCounters(slot, bytes, at)
     this.#settle(slot, reason, ended)
@@ -319,12 +307,11 @@ export class FlowTable {
   /** Flows that the last dump did not list. Each of them is for endMissing, before the next dump begins. */
   missing(): number[] {
     if (!this.#dumpIsWhole) return []
-    return [...this.#everySlot()].filter((slot) => this.#isMissing(slot))
+    return [...this.#slots].filter((slot) => this.#isMissing(slot))
   }
 
   #isMissing(slot: number): boolean {
-    const base = slot * SLOT_BYTES
-    return this.#bytes[base + AT.kind] !== 0 && this.#bytes[base + EXTRA.seen] !== this.#dumpGeneration
+    return this.#slots.isLive(slot) && this.#slots.bytes[slot * SLOT_BYTES + EXTRA.seen] !== this.#dumpGeneration
   }
 
   /** A flow that the dump does not list has ended and its event was lost, or the dump was not whole (the end of one that was
@@ -335,89 +322,76 @@ export class FlowTable {
     if (this.listener.readEntry(entry)) {
       const view = new DataView(entry.buffer)
       const reason = endReason(view, 0) ?? (tcpIsOver(entry, 0) ? 'nftables_closed' : undefined)
-      if (reason === undefined) this.#bytes[slot * SLOT_BYTES + EXTRA.seen] = this.#dumpGeneration
+      if (reason === undefined) this.#slots.bytes[slot * SLOT_BYTES + EXTRA.seen] = this.#dumpGeneration
       this.update(slot, entry, this.#nowMs)
       if (reason !== undefined) this.#settle(slot, reason, this.#wallMs)
       return
     }
     const base = slot * SLOT_BYTES
-    const expires = this.#view.getUint32(base + EXTRA.expiresS, true) * 1000
-    const ended = endReason(this.#view, base)
-    if (ended === undefined && this.#bytes[base + AT.protocol] === IPPROTO_TCP) this.listener.orphaned(entry)
+    const expires = this.#slots.view.getUint32(base + EXTRA.expiresS, true) * 1000
+    const ended = endReason(this.#slots.view, base)
+    if (ended === undefined && this.#slots.bytes[base + AT.protocol] === IPPROTO_TCP) this.listener.orphaned(entry)
     // It cannot have expired yet: somebody deleted it.
     this.#settle(slot, ended ?? (expires > this.#wallMs ? 'conntrack_flushed' : 'nftables_closed'), this.#wallMs)
   }
 
   // ---- looking ----
 
-  *#everySlot() {
-    for (let slot = 0; slot < this.#slots; slot++) if (this.#bytes[slot * SLOT_BYTES + AT.kind] !== 0) yield slot
-  }
-
   *records(): Generator<ConnectionRecord> {
-    for (const slot of this.#everySlot()) yield this.record(slot)
+    for (const slot of this.#slots) yield this.record(slot)
   }
 
   /** Route numbers that live flows carry, with how many. */
   numbers(): Map<number, number> {
     const counts = new Map<number, number>()
-    for (const slot of this.#everySlot()) counts.set(this.number(slot), (counts.get(this.number(slot)) ?? 0) + 1)
+    for (const slot of this.#slots) counts.set(this.number(slot), (counts.get(this.number(slot)) ?? 0) + 1)
     return counts
   }
 
   /** Live flows by target, of one route or of all. */
   countByTarget(number?: number): Map<string, number> {
     const counts = new Map<string, number>()
-    for (let slot = 0; slot < this.#slots; slot++) {
+    for (const slot of this.#slots) {
       const base = slot * SLOT_BYTES
-      if (this.#bytes[base + AT.kind] === 0) continue
-      if (number !== undefined && numberOf(this.#view, base) !== number) continue
-      const target = this.#targetOf(this.#bytes, this.#view, base)
+      if (number !== undefined && numberOf(this.#slots.view, base) !== number) continue
+      const target = this.#targetOf(this.#slots.bytes, this.#slots.view, base)
       counts.set(target, (counts.get(target) ?? 0) + 1)
     }
     return counts
   }
 
   slotsOf(number: number): number[] {
-    return [...this.#everySlot()].filter((slot) => this.number(slot) === number)
+    return [...this.#slots].filter((slot) => this.number(slot) === number)
   }
 
   slotOf(id: string): number | undefined {
-    const ctId = ctIdOf(id)
-    if (ctId === undefined) return undefined
-    const size = this.#index.length
-    for (let i = ctId & (size - 1), probes = 0; probes < size; i = (i + 1) & (size - 1), probes++) {
-      const entry = this.#index[i]!
-      if (entry === 0) return undefined
-      if (entry > 0 && idOf(this.#bytes, this.#view, (entry - 1) * SLOT_BYTES) === id) return entry - 1
-    }
-    return undefined
+    return this.#slots.findId(id)
   }
 
   number(slot: number) {
-    return numberOf(this.#view, slot * SLOT_BYTES)
+    return numberOf(this.#slots.view, slot * SLOT_BYTES)
   }
 
   id(slot: number): string {
-    return idOf(this.#bytes, this.#view, slot * SLOT_BYTES)
+    return idOf(this.#slots.bytes, this.#slots.view, slot * SLOT_BYTES)
   }
 
   record(slot: number): ConnectionRecord {
     const base = slot * SLOT_BYTES
     return recordOf(
-      this.#bytes,
-      this.#view,
+      this.#slots.bytes,
+      this.#slots.view,
       base,
       this.routeOf(this.number(slot)),
-      this.#targetOf(this.#bytes, this.#view, base),
-      this.#bytes[base + EXTRA.phase]!,
-      this.#view.getFloat64(base + EXTRA.openedMs, true),
+      this.#targetOf(this.#slots.bytes, this.#slots.view, base),
+      this.#slots.bytes[base + EXTRA.phase]!,
+      this.#slots.view.getFloat64(base + EXTRA.openedMs, true),
     )
   }
 
   /** A copy of the native record, as sluice_ct_get and sluice_ct_delete take it. */
   native(slot: number): Uint8Array {
-    return this.#bytes.slice(slot * SLOT_BYTES, slot * SLOT_BYTES + FLOW_BYTES)
+    return this.#slots.bytes.slice(slot * SLOT_BYTES, slot * SLOT_BYTES + FLOW_BYTES)
   }
 
   /** Takes its entry as it is now (sluice_ct_get) into the slot. */
@@ -430,24 +404,23 @@ export class FlowTable {
   due(isDue: (flow: FlowTimes) => boolean): number[] {
     const times: FlowTimes = { number: 0, protocol: 0, phase: 0, bornMs: 0, activeMs: 0 }
     const slots: number[] = []
-    for (let slot = 0; slot < this.#slots; slot++)
-      if (this.#bytes[slot * SLOT_BYTES + AT.kind] !== 0 && isDue(this.#times(slot, times))) slots.push(slot)
+    for (const slot of this.#slots) if (isDue(this.#times(slot, times))) slots.push(slot)
     return slots
   }
 
   /** null: no flow has the slot any more. */
   times(slot: number): FlowTimes | null {
-    if (this.#bytes[slot * SLOT_BYTES + AT.kind] === 0) return null
+    if (!this.#slots.isLive(slot)) return null
     return this.#times(slot, { number: 0, protocol: 0, phase: 0, bornMs: 0, activeMs: 0 })
   }
 
   #times(slot: number, into: FlowTimes): FlowTimes {
     const base = slot * SLOT_BYTES
-    into.number = numberOf(this.#view, base)
-    into.protocol = this.#bytes[base + AT.protocol]!
-    into.phase = this.#bytes[base + EXTRA.phase]!
-    into.bornMs = this.#view.getFloat64(base + EXTRA.bornMs, true)
-    into.activeMs = this.#view.getFloat64(base + EXTRA.activeMs, true)
+    into.number = numberOf(this.#slots.view, base)
+    into.protocol = this.#slots.bytes[base + AT.protocol]!
+    into.phase = this.#slots.bytes[base + EXTRA.phase]!
+    into.bornMs = this.#slots.view.getFloat64(base + EXTRA.bornMs, true)
+    into.activeMs = this.#slots.view.getFloat64(base + EXTRA.activeMs, true)
     return into
   }
 
@@ -457,24 +430,24 @@ export class FlowTable {
     this.#settle(slot, reason, wallMs)
   }
 
-  // ---- slots ----
+  // ---- what a slot says ----
 
   /** Takes the counters into the slot and tells what came. */
   #copyCounters(slot: number, bytes: Uint8Array, at: number) {
     const base = slot * SLOT_BYTES
     let same = true
-    for (let i = AT.origPackets; same && i < AT.startNs; i++) same = this.#bytes[base + i] === bytes[at + i]
+    for (let i = AT.origPackets; same && i < AT.startNs; i++) same = this.#slots.bytes[base + i] === bytes[at + i]
     if (same) return
-    const before = carriedOf(this.#bytes, this.#view, base)
-    this.#bytes.set(bytes.subarray(at + AT.origPackets, at + AT.startNs), base + AT.origPackets)
-    this.#view.setFloat64(base + EXTRA.activeMs, this.#nowMs, true)
-    this.#tellCarried(slot, difference(carriedOf(this.#bytes, this.#view, base), before))
+    const before = carriedOf(this.#slots.bytes, this.#slots.view, base)
+    this.#slots.bytes.set(bytes.subarray(at + AT.origPackets, at + AT.startNs), base + AT.origPackets)
+    this.#slots.view.setFloat64(base + EXTRA.activeMs, this.#nowMs, true)
+    this.#tellCarried(slot, difference(carriedOf(this.#slots.bytes, this.#slots.view, base), before))
   }
 
   #tellCarried(slot: number, more: Carried) {
     const base = slot * SLOT_BYTES
-    const opened = this.#view.getFloat64(base + EXTRA.openedMs, true)
-    this.listener.carried(this.number(slot), this.#targetOf(this.#bytes, this.#view, base), opened, more)
+    const opened = this.#slots.view.getFloat64(base + EXTRA.openedMs, true)
+    this.listener.carried(this.number(slot), this.#targetOf(this.#slots.bytes, this.#slots.view, base), opened, more)
   }
 
   /** Many flows have few targets: their names are made once. */
@@ -489,50 +462,27 @@ export class FlowTable {
     return name
   }
 
-  #find(bytes: Uint8Array, view: DataView, at: number): number {
-    const size = this.#index.length
-    for (let i = view.getUint32(at + AT.id, true) & (size - 1); ; i = (i + 1) & (size - 1)) {
-      const entry = this.#index[i]!
-      if (entry === 0) return -1
-      if (entry > 0 && sameFlow(this.#bytes, (entry - 1) * SLOT_BYTES, bytes, at)) return entry - 1
-    }
-  }
-
   #insert(bytes: Uint8Array, view: DataView, at: number): number {
-    if ((this.#live + this.#tombstones + 1) * 2 > this.#index.length) this.#rehash()
-    const slot = this.#free.pop() ?? this.#slots++
+    const slot = this.#slots.insert(bytes, view, at)
     const base = slot * SLOT_BYTES
-    if (base + SLOT_BYTES > this.#bytes.length) this.#grow()
-    this.#bytes.set(bytes.subarray(at, at + FLOW_BYTES), base)
-    this.#bytes[base + AT.kind] = FLOW.NEW
-    this.#bytes[base + EXTRA.phase] = PHASE.OPENING
     const opened = openedMs(view, at)
-    this.#view.setFloat64(base + EXTRA.openedMs, opened, true)
-    this.#view.setFloat64(base + EXTRA.bornMs, this.#nowMs - Math.max(0, this.#wallMs - opened), true)
-    this.#view.setFloat64(base + EXTRA.activeMs, this.#nowMs, true)
-    this.#place(view.getUint32(at + AT.id, true), slot)
-    this.#live++
+    this.#slots.bytes[base + EXTRA.phase] = PHASE.OPENING
+    this.#slots.view.setFloat64(base + EXTRA.openedMs, opened, true)
+    this.#slots.view.setFloat64(base + EXTRA.bornMs, this.#nowMs - Math.max(0, this.#wallMs - opened), true)
+    this.#slots.view.setFloat64(base + EXTRA.activeMs, this.#nowMs, true)
     this.listener.opened(numberOf(view, at), this.#targetOf(bytes, view, at), opened)
     if (bytes[at + AT.counted]) this.#tellCarried(slot, carriedOf(bytes, view, at))
     return slot
-  }
-
-  #place(id: number, slot: number) {
-    const size = this.#index.length
-    let i = id & (size - 1)
-    while (this.#index[i]! > 0) i = (i + 1) & (size - 1)
-    if (this.#index[i] === -1) this.#tombstones--
-    this.#index[i] = slot + 1
   }
 
   #settle(slot: number, reason: CloseReason, closedMs: number) {
     const base = slot * SLOT_BYTES
     const record = this.record(slot)
     const number = this.number(slot)
-    const carried = carriedOf(this.#bytes, this.#view, base)
-    const opened = this.#view.getFloat64(base + EXTRA.openedMs, true)
-    this.#remember(keyOf(this.#bytes, this.#view, base))
-    this.#remove(slot)
+    const carried = carriedOf(this.#slots.bytes, this.#slots.view, base)
+    const opened = this.#slots.view.getFloat64(base + EXTRA.openedMs, true)
+    this.#remember(keyOf(this.#slots.bytes, this.#slots.view, base))
+    this.#slots.remove(slot)
     this.#report(record, number, carried, reason, Math.max(closedMs, opened))
   }
 
@@ -548,49 +498,6 @@ export class FlowTable {
     record.closedAt = isoTime(closedMs)
     record.reason = reason
     this.listener.settled(record, number, carried, written)
-  }
-
-  #remove(slot: number) {
-    const size = this.#index.length
-    for (let i = this.#view.getUint32(slot * SLOT_BYTES + AT.id, true) & (size - 1); ; i = (i + 1) & (size - 1)) {
-      if (this.#index[i] === slot + 1) {
-        this.#index[i] = -1
-        this.#tombstones++
-        break
-      }
-    }
-    this.#bytes[slot * SLOT_BYTES + AT.kind] = 0
-    this.#free.push(slot)
-    this.#live--
-    // An empty table gives its memory back: a burst of flows must not be paid for for ever.
-    if (this.#live === 0) this.#reset()
-  }
-
-  #reset() {
-    this.#free = []
-    this.#slots = 0
-    this.#tombstones = 0
-    if (this.#index.length > 1024) this.#index = new Int32Array(1024)
-    else this.#index.fill(0)
-    if (this.#bytes.length > 1024 * SLOT_BYTES) this.#bytes = new Uint8Array(0)
-    this.#view = new DataView(this.#bytes.buffer)
-  }
-
-  #grow() {
-    // By half, not by two: at 100,000 flows the slack would be the largest part of what a record costs.
-    const slots = Math.max(256, Math.ceil((this.#bytes.length / SLOT_BYTES) * 1.5))
-    const bytes = new Uint8Array(slots * SLOT_BYTES)
-    bytes.set(this.#bytes)
-    this.#bytes = bytes
-    this.#view = new DataView(bytes.buffer)
-  }
-
-  #rehash() {
-    let size = 1024
-    while (size < (this.#live + 1) * 4) size *= 2
-    this.#index = new Int32Array(size)
-    this.#tombstones = 0
-    for (const slot of this.#everySlot()) this.#place(this.#view.getUint32(slot * SLOT_BYTES + AT.id, true), slot)
   }
 }
 

@@ -198,6 +198,7 @@ export class KernelPlane {
       cut: (slot, reason) => this.#cut(slot, reason),
       resync: () => this.resync(),
       lastResync: () => this.#lastResync,
+      onError: (error) => this.options.log('warn', error.message),
     })
     this.#deadlines.set(this.#timeouts)
     return { numbers, numbersInUse: [...this.flows.numbers().keys()], hadTable: found !== null }

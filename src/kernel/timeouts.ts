@@ -62,6 +62,7 @@ export function watchDeadlines(
     resync(): Promise<void>
     /** When the last resync ended, and how long it took. */
     lastResync(): { atMs: number; tookMs: number }
+    onError(error: Error): void
   },
 ): Deadlines {
   let timeouts = new Map<number, FlowTimeouts>()
@@ -105,9 +106,11 @@ export function watchDeadlines(
   let timer: ReturnType<typeof setInterval> | undefined = setInterval(() => {
     if (sweeping) return
     sweeping = true
-    void sweep().finally(() => {
-      sweeping = false
-    })
+    void sweep()
+      .catch(act.onError)
+      .finally(() => {
+        sweeping = false
+      })
   }, SWEEP_MS)
 
   return {

@@ -538,6 +538,23 @@ describe('H8: against a plain model', () => {
     expect([seen.opened, settled.length]).toEqual([opened, opened - model.size])
   })
 
+  test('slots that were remembered are looked at after the table was emptied', () => {
+    const { table, dumpEnd } = setUp()
+    for (let n = 0; n < 2000; n++)
+      table.ingest(nativeFlow('NEW', { id: n, client: ['10.0.0.2', n + 1] }, { state: TCP.SYN_SENT }))
+    const due = table.due(() => true)
+    table.beginDump()
+    table.ingest(nativeFlow('DUMP_END', flow))
+    const missing = table.missing()
+    dumpEnd()
+    expect([due.length, missing.length, table.size]).toEqual([2000, 2000, 0])
+    for (const slot of [...due, ...missing]) {
+      expect(table.times(slot)).toBeNull()
+      table.endMissing(slot)
+    }
+    expect(table.size).toBe(0)
+  })
+
   test('memory: below 400 bytes a flow at 100,000, and given back when they are gone', () => {
     const { table, dumpEnd } = setUp()
     for (let n = 0; n < 100_000; n++)
