@@ -62,14 +62,15 @@ try {
   await first.stop(0)
   console.log(`${(await run(program('flows', ['-lmnl']), String(COUNT), MARK)).trim()} flows in the kernel`)
 
-  const before = process.memoryUsage().rss
   const control = new Control(checked.config)
   await measure('started, adopted', async () => {
     await control.start()
     while ((await control.status()).connections.kernel < COUNT) await Bun.sleep(1)
   })
   await ready(control)
-  console.log(`resident memory grew by ${((process.memoryUsage().rss - before) / COUNT).toFixed(0)} bytes a flow`)
+  console.log(
+    `resident memory: ${(process.memoryUsage().rss / 2 ** 20).toFixed(0)} MiB; run it with another COUNT to compare`,
+  )
   await measure('routes', () => control.routes())
   await measure('targets', () => control.targets())
   const listed = await measure('connections', () => control.connections())
