@@ -369,7 +369,9 @@ export class Control implements Gateway {
     const any = plan.routes.some((route) => route.carrier === 'kernel')
     // A machine whose configuration needs nothing of the kernel keeps its settings and gets no table.
     if (isEmpty(plan.kernel) && kernel.ruleset.elements === 0 && kernel.ruleset.settled) return undefined
-    const applied = kernel.apply(plan.kernel, any)
+    const udp = plan.routes.filter((route) => protocolOf(route) === 'udp' && route.unserved === null)
+    const listens = udp.flatMap((route) => route.listens)
+    const applied = kernel.apply(plan.kernel, any, listens)
     applied.catch(() => {}) // the loop has logged it, and tries again
     return applied
   }
@@ -589,7 +591,9 @@ export class Control implements Gateway {
       return { carrier, state: 'failed', reason: route.unserved }
     if (inKernel === 'as wanted' && carrier === 'kernel') return { carrier, state: 'active', reason }
     if (inKernel && carrier === 'kernel') {
-      const why = error ? `the kernel did not take its change: ${error}` : 'in the kernel as it was until its change is in'
+      const why = error
+        ? `the kernel did not take its change: ${error}`
+        : 'in the kernel as it was until its change is in'
       return { carrier, state: 'applying', reason: why }
     }
     if (inKernel) return { carrier: 'kernel', state: 'applying', reason: 'in the kernel until its rules are out of it' }

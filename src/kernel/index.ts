@@ -10,13 +10,14 @@ import type { ConnectionRecord } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { Carried } from '../connections/totals.ts'
 import { emptyState, mark } from '../plan/kernel-state.ts'
-import type { KernelState, PlannedRoute } from '../plan/types.ts'
+import type { KernelState, Listen, PlannedRoute } from '../plan/types.ts'
 import { Anchor } from './anchor.ts'
 import { ConntrackReader, type Ended } from './conntrack.ts'
 import { Orphans, resetPeers } from './cut.ts'
 import { nft } from './nft.ts'
 import { parseListing } from './program.ts'
 import { Refusals, type Refusal } from './refusals.ts'
+import { releaseUdp } from './release.ts'
 import { Ruleset } from './ruleset.ts'
 import { SETTINGS, Sysctl } from './sysctl.ts'
 import { readStateTimeouts, timeoutsByNumber, watchDeadlines, type Deadlines, type FlowTimeouts } from './timeouts.ts'
@@ -97,6 +98,9 @@ export class KernelPlane {
   #lastResync = { atMs: -Infinity, tookMs: 0 }
   #started = false
   #latest: KernelState = emptyState()
+  /** Where the kernel listens for UDP, and what of it has been released. */
+  #udp: Listen[] = []
+  #released = ''
   /** Times that the kernel dropped events because we were too slow. */
   lost = 0
 
@@ -104,6 +108,9 @@ export class KernelPlane {
     this.#sysctl = new Sysctl(options.sysctlMemory)
     this.#anchor = new Anchor(options.table, options.base, options.log)
     this.ruleset = new Ruleset({
+      applied: (state, whole) => {
+        if (state === this.#latest) this.#releaseUdp(whole)
+      },
       table: options.table,
       base: options.base,
       nft,
@@ -215,12 +222,21 @@ export class KernelPlane {
 
   /** Wants the plan's elements in the kernel; resolves when they (or later ones) are, rejects with the first failure. The loop
    *  goes on either way. With `forwards` the machine is made ready first. */
-  async apply(state: KernelState, forwards: boolean): Promise<void> {
+  async apply(state: KernelState, forwards: boolean, udp: Listen[] = []): Promise<void> {
     this.#latest = state
+    this.#udp = udp
     if (forwards) await this.#prepare()
     // Preparing takes a while, now more, now less: an older wish must not overtake a newer one.
     await this.ruleset.want(this.#latest)
     this.refusals.watch(canRefuse(this.#latest))
+  }
+
+  /** Clients that were sending before the UDP listeners were in the kernel, or while our table was gone. */
+  #releaseUdp(whole: boolean) {
+    const key = JSON.stringify(this.#udp)
+    if (!whole && key === this.#released) return
+    this.#released = key
+    releaseUdp(this.#udp).catch((error: Error) => this.options.log('warn', error.message))
   }
 
   /** The kernel has the elements of this number, and they are this route's. */

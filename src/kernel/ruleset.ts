@@ -32,6 +32,8 @@ export interface RulesetOptions {
   /** Remembers, beyond this process, what the kernel made of the static rules (program.ts sealOf). */
   seal: { read(): Promise<string | null>; write(seal: string): Promise<void> }
   log(level: 'info' | 'warn', message: string, fields?: Record<string, unknown>): void
+  /** A transaction has brought this state. `whole`: there was no table of ours until then. */
+  applied?(state: KernelState, whole: boolean): void
 }
 
 export class Ruleset {
@@ -206,6 +208,7 @@ export class Ruleset {
     this.error = null
     this.#have = goal
     this.#chains = chains
+    if (commands.length > 0) this.options.applied?.(goal, whole)
     if (reshaped) await this.#learn(whole)
   }
 

@@ -165,6 +165,34 @@ test('H9, H12: a UDP flow whose target is gone is cut on reload, and goes on wit
   expect(gateway.records().length).toBe(1)
 }, 30_000)
 
+test('H12: a client that was sending before the route was there reaches it', async () => {
+  await using lab = await Lab.create()
+  const backend = await udpEcho(lab.backend)
+  // Something that has this machine track connections, as a firewall does.
+  await lab.gateway.nft('table inet firewall { chain in { type filter hook input priority 0; ct state new accept\n}\n}')
+  await using gateway = await Gateway.start(lab, [forward('other', 8400, both(lab, 1))])
+  for (const [host, address] of lines(lab)) {
+    const client = await udpClient(lab.client, address)
+    let stopped = false
+    const sending = (async () => {
+      while (!stopped) {
+        client.send('early', host, 8500)
+        await Bun.sleep(20)
+      }
+    })()
+    await using _ = { [Symbol.asyncDispose]: async () => void ((stopped = true), await sending) }
+    const known = ['conntrack', '-L', '-p', 'udp', '-f', host.includes(':') ? 'ipv6' : 'ipv4']
+    const knows = async () => (await lab.gateway.must(known)).includes('dport=8500')
+    await until(knows, 5000, 'conntrack knows the flow')
+    gateway.write([forward('other', 8400, both(lab, 1)), forward('late', 8500, both(lab, backend.port), {}, udp)])
+    expect(await gateway.reload()).toMatchObject({ status: 200 })
+    await gateway.settled()
+    await until(() => client.heard.some(({ from }) => from === `${host}:8500`), 5000, 'it is answered')
+    gateway.write([forward('other', 8400, both(lab, 1))])
+    expect(await gateway.reload()).toMatchObject({ status: 200 })
+  }
+}, 60_000)
+
 test('H14: limits and lists of a UDP route: what is too much is dropped and counted, flows that are there go on', async () => {
   await using lab = await Lab.create()
   const backend = await udpEcho(lab.backend)
