@@ -78,8 +78,8 @@ test('H10: the restart purges what is no longer configured and repairs what drif
   await gateway.kill9()
   // Somebody was here meanwhile.
   const mark = `0x${(0x51000000 | numbers.kept!).toString(16)}`
-  await lab.gateway.must(['nft', 'delete', 'element', 'inet', 'sluice', 'listen', '{ 8401 }'])
-  await lab.gateway.must(['nft', 'add', 'element', 'inet', 'sluice', 'listen', `{ 9999 : ${mark} }`])
+  await lab.gateway.must(['nft', 'delete', 'element', 'inet', 'sluice', 'listen', '{ tcp . 8401 }'])
+  await lab.gateway.must(['nft', 'add', 'element', 'inet', 'sluice', 'listen', `{ tcp . 9999 : ${mark} }`])
 
   gateway.write([forward('fresh', 8403, to), forward('also', 8402, to), forward('kept', 8401, to)])
   await gateway.restart()
@@ -87,7 +87,9 @@ test('H10: the restart purges what is no longer configured and repairs what drif
   expect(now.kept).toBe(numbers.kept!)
   expect(now.also).toBe(numbers.also!)
   expect(Object.values(numbers)).not.toContain(now.fresh!)
-  const listen = (await elements(lab.gateway))!.listen!.map((element) => (JSON.parse(element) as [number, number])[0])
+  const listen = (await elements(lab.gateway))!.listen!.map(
+    (element) => (JSON.parse(element) as [{ concat: [string, number] }, number])[0].concat[1],
+  )
   expect(listen.toSorted()).toEqual([8401, 8402, 8403])
   for (const port of [8401, 8402, 8403]) await visit(lab.client, lab.gateway.clientSide4, port)
   await onGone.say('finish')
