@@ -14,7 +14,9 @@ const ATTEMPTS = 50
 export function encodeListens(listens: Listen[], local: string[]): Uint8Array {
   const each = listens
     .filter((listen) => listen.protocol === 'udp')
-    .flatMap((listen) => (listen.address === null ? local : [listen.address]).map((address) => ({ ...listen, address })))
+    .flatMap((listen) =>
+      (listen.address === null ? local : [listen.address]).map((address) => ({ ...listen, address })),
+    )
   const bytes = new Uint8Array(each.length * BYTES)
   const view = new DataView(bytes.buffer)
   each.forEach(({ address, from, to }, i) => {
