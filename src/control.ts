@@ -3,7 +3,7 @@
 import { isAbsolute, join, resolve } from 'node:path'
 import { DEFAULT_SOCKET, DEFAULT_STATE_DIR, VERSION } from './base/about.ts'
 import { native } from './base/native.ts'
-import { inTurns } from './base/turns.ts'
+import { inTurns, turn } from './base/turns.ts'
 import { parseDuration } from './base/units.ts'
 import { Certificates } from './certificates/index.ts'
 import type { ToControl, WorkerPlan } from './channel/messages.ts'
@@ -12,11 +12,12 @@ import { loadConfig } from './config/load.ts'
 import type { Config } from './config/schema.ts'
 import type { ConnectionRecord } from './connections/record.ts'
 import type { HealthChange } from './connections/health.ts'
-import type { CloseReason } from './connections/reasons.ts'
 import { ConnectionTable } from './connections/table.ts'
 import { readAuthorities } from './control/authorities.ts'
 import { changesOf, fixedChanges, GatewayError, ProblemsError } from './control/changes.ts'
+import { KernelStart } from './control/kernel-start.ts'
 import { LeastConnections } from './control/least-connections.ts'
+import { Cutting } from './control/cutting.ts'
 import { Drains, type What } from './control/drains.ts'
 import { TargetHealth } from './control/health.ts'
 import { Listeners } from './control/listeners.ts'
@@ -24,14 +25,13 @@ import { resolveNames } from './control/names.ts'
 import { Observation } from './control/observation.ts'
 import { Supervisor } from './control/supervisor.ts'
 import { connectionsTo, isNamed } from './control/targets.ts'
-import { routeView, type Carried } from './control/view.ts'
-import { KernelPlane, probeKernel, programVersion } from './kernel/index.ts'
+import { carriedNow, routeView, type Carried } from './control/view.ts'
+import { programVersion } from './kernel/index.ts'
 import { AccessLog } from './observe/access-log.ts'
 import { AdminServer, type Gateway, type ReloadResult } from './observe/admin.ts'
 import { makeLog, type Log } from './observe/log.ts'
 import { emptyState, isEmpty } from './plan/kernel-state.ts'
 import { DEFAULT_MARK_BASE, noFacts, plan as makePlan, retarget } from './plan/plan.ts'
-import { leadsTo } from './plan/endpoints.ts'
 import type { Endpoint, Facts, Plan, PlannedRoute } from './plan/types.ts'
 
 const RESOLVE_EVERY_MS = 30_000
@@ -39,9 +39,6 @@ const RESOLVE_EVERY_MS = 30_000
 const RECORDS_PER_TURN = 2000
 /** A dead machine can be the target of a thousand routes. */
 const HEALTH_LINES_MAX = 10
-/** Between attempts to use a kernel that could not be used. */
-const KERNEL_RETRY_MS_MIN = 1000
-const KERNEL_RETRY_MS_MAX = 30_000
 /** Only a change that needs a port again waits for it. */
 const WORKER_APPLIES_MS_MAX = 2000
 const WORKER_STARTS_MS_MAX = 20_000
@@ -56,24 +53,20 @@ export class Control implements Gateway {
   readonly log: Log
   readonly table = new ConnectionTable()
   readonly #supervisor: Supervisor
-  #kernel: KernelPlane | undefined
-  /** Why the kernel plane is not in use: starting, unusable, or null. */
-  #kernelState: { phase: 'idle' | 'starting' | 'ready' | 'unusable'; reason: string | null } = {
-    phase: 'idle',
-    reason: null,
-  }
+  readonly #kernel: KernelStart
+  readonly #cutting: Cutting
   #config: Config
-  #plan: Plan = { routes: [], listeners: [], reservations: [], kernel: emptyState() }
+  #plan: Plan = { routes: [], listeners: [], limits: null, reservations: [], kernel: emptyState() }
   #facts: Facts
   readonly #listeners = new Listeners(() => this.#workerHasApplied())
   readonly #leastConnections = new LeastConnections(
     ({ number, name }) => ({
-      active: this.#kernel?.flows.countByTarget(number) ?? new Map(),
+      active: this.#kernel.plane?.flows.countByTarget(number) ?? new Map(),
       total: this.table.totals(name).total,
     }),
     (shares) => {
       Object.assign(this.#facts.shares, shares)
-      void this.#retarget(new Set(Object.keys(shares)))
+      this.#retarget(new Set(Object.keys(shares))).catch((error: Error) => this.log('error', error.message))
     },
   )
   readonly #health = new TargetHealth({
@@ -83,15 +76,12 @@ export class Control implements Gateway {
   #generation = 0
   #applied = { generation: 0, problems: new Map<string, string>() }
   #changing: Promise<unknown> = Promise.resolve()
-  #kernelStart: Promise<void> | undefined
-  #drains = new Set<ReturnType<typeof setTimeout>>()
   #resolveTimer: ReturnType<typeof setInterval> | undefined
-  #kernelRetry: ReturnType<typeof setTimeout> | undefined
   /** No number up to this one is given to a new route: flows of a route that has gone may carry it still. */
   #highestNumber = 0
   #admin: AdminServer | undefined
   #accessLog: AccessLog | undefined
-  /** By operators, beside those that a change makes (#drains). */
+  /** By operators, beside those that a change makes (#cutting). */
   #operatorDrains: Drains | undefined
   #observation: Observation | undefined
   #certificates: Certificates
@@ -119,6 +109,12 @@ export class Control implements Gateway {
         this.table.workerDied(idPrefix, Date.now())
       },
     })
+    this.#cutting = new Cutting(
+      this.#supervisor,
+      () => this.#kernel.plane,
+      (error) => this.log('error', error.message),
+    )
+    this.#kernel = this.#kernelStart()
   }
 
   get #stateDir() {
@@ -161,7 +157,7 @@ export class Control implements Gateway {
       await this.#workerStarts()
       // A stop does not wait for a start, and resolves what the start waits for.
       if (this.#stopping) return
-      const kernel = this.#startKernel()
+      const kernel = this.#kernel.start()
       if (this.#plan.routes.some((route) => route.required)) await kernel
       else kernel.catch((error: Error) => this.log('error', error.message))
       // What is overdue is cut when the flows of an earlier life are known.
@@ -201,7 +197,7 @@ export class Control implements Gateway {
       totalsFile: join(this.#stateDir, 'totals.json'),
       accessLog: this.#accessLog,
       routes: () => this.#plan.routes,
-      kernel: () => this.#kernel,
+      kernel: () => this.#kernel.plane,
       drains,
       health: (route, endpoint) => this.#health.of(route, endpoint),
       workerRestarts: () => this.#supervisor.restarts,
@@ -209,65 +205,37 @@ export class Control implements Gateway {
     })
   }
 
-  /** In the background: a route is served in user space until the kernel is ready. Rejects when a route demands the kernel.
-   *  A machine that cannot do it now may be able to later (nft is installed, a lock is released): it is tried again. */
-  #startKernel(retryMs = KERNEL_RETRY_MS_MIN): Promise<void> {
-    return (this.#kernelStart = this.#tryKernel(retryMs))
-  }
-
-  async #tryKernel(retryMs: number): Promise<void> {
-    if (this.#kernelState.phase === 'idle') this.#kernelState = { phase: 'starting', reason: null }
-    const before = this.#kernelState.reason
-    try {
-      const probe = await probeKernel()
-      if (this.#stopping) return
-      if (probe.unusable) throw new GatewayError(probe.unusable)
-      const kernel = new KernelPlane({
+  /** A route is served in user space until the kernel is ready. */
+  #kernelStart(): KernelStart {
+    const { table, log } = this
+    return new KernelStart({
+      log,
+      plane: {
         table: this.#config.kernel?.table ?? 'sluice',
         base: this.#facts.markBase,
         sysctlMemory: join(this.#stateDir, 'sysctl.json'),
         sealMemory: join(this.#stateDir, 'rules.seal'),
-        log: this.log,
-        flowOpened: (route, target, openedMs) => this.table.flowOpened(route, target, openedMs),
-        flowCarried: (route, target, openedMs, more) => this.table.flowCarried(route, target, openedMs, more),
-        flowSettled: (record, carried, written) => this.table.flowSettled(record, carried, written),
+        log,
+        flowOpened: (route, target, openedMs) => table.flowOpened(route, target, openedMs),
+        flowCarried: (route, target, openedMs, more) => table.flowCarried(route, target, openedMs, more),
+        flowSettled: (record, carried, written) => table.flowSettled(record, carried, written),
         refused: (route, { reason, count, enforced }) =>
-          this.table.ingest({ ...NOTHING, refused: [{ route, reason, count, observed: !enforced }] }),
+          table.ingest({ ...NOTHING, refused: [{ route, reason, count, observed: !enforced }] }),
         established: (route, _target, latencyMs, clock) => this.#observation?.established(route, latencyMs, clock),
-      })
-      this.#kernel = kernel
-      const since = this.#observation?.since ?? null
-      const written = since === null ? null : await this.#accessLog?.writtenSince(since)
-      const found = await kernel.start(since, written)
-      this.table.adopted()
-      // What the table says counts: the numbers that were given out until now were of no consequence.
-      this.#facts.numbers = { ...found.numbers }
-      this.#highestNumber = Math.max(0, ...Object.values(found.numbers), ...found.numbersInUse)
-      this.#facts.kernelUnusable = null
-      if (found.hadTable)
-        this.log('info', 'Took over the kernel table of an earlier run', {
-          routes: Object.keys(found.numbers).length,
-          flows: kernel.flows.size,
-        })
-      this.#kernelState = { phase: 'ready', reason: null }
-    } catch (error) {
-      const reason = (error as Error).message
-      this.#kernel = undefined
-      this.#kernelState = { phase: 'unusable', reason }
-      this.#facts.kernelUnusable = reason
-      if (reason !== before) this.log('warn', `The kernel carries nothing: ${reason}`)
-      if (!this.#stopping)
-        this.#kernelRetry = setTimeout(
-          () =>
-            this.#startKernel(Math.min(retryMs * 2, KERNEL_RETRY_MS_MAX)).catch((error: Error) =>
-              this.log('warn', error.message),
-            ),
-          retryMs,
-        )
-      if (reason === before) return
-    }
-    await this.#serially(async () => {
-      if (!this.#stopping) await this.#carryOut(this.#config)
+      },
+      earlier: async () => {
+        const since = this.#observation?.since ?? null
+        return [since, since === null ? null : await this.#accessLog?.writtenSince(since)]
+      },
+      ready: (found) => {
+        table.adopted()
+        // What the table says counts: the numbers that were given out until now were of no consequence.
+        this.#facts.numbers = { ...found.numbers }
+        this.#highestNumber = Math.max(0, ...Object.values(found.numbers), ...found.numbersInUse)
+        this.#facts.kernelUnusable = null
+      },
+      unusable: (reason) => (this.#facts.kernelUnusable = reason),
+      carryOut: () => this.#change(this.#config),
     })
   }
 
@@ -280,27 +248,27 @@ export class Control implements Gateway {
   }
 
   #change(config: Config): Promise<void> {
-    return this.#serially(() => this.#carryOut(config))
+    return this.#serially(async () => {
+      if (!this.#stopping) await this.#carryOut(config)
+    })
   }
 
   /** Carries a configuration out in both planes. Throws before anything was changed when it cannot be done. */
   async #carryOut(config: Config): Promise<void> {
     const before = this.#plan
-    const inUse = this.#kernel?.flows.numbers().keys() ?? []
+    const { plane, phase } = this.#kernel
+    const inUse = plane?.flows.numbers().keys() ?? []
     const next = makePlan(config, {
       ...this.#facts,
       down: this.#health.down(),
       numbersInUse: [...inUse, this.#highestNumber],
-      before: this.#kernel?.ruleset.state ?? emptyState(),
+      before: plane?.ruleset.state ?? emptyState(),
     })
     // A thousand routes take a plan some milliseconds: others have their turn before it is carried out.
-    await new Promise((turn) => setImmediate(turn))
+    await turn()
     const required = next.routes.filter((route) => route.required)
-    const notKernel = required.find(
-      (route) =>
-        route.carrier !== 'kernel' && this.#kernelState.phase !== 'idle' && this.#kernelState.phase !== 'starting',
-    )
-    if (notKernel)
+    const notKernel = required.find((route) => route.carrier !== 'kernel')
+    if (notKernel && phase !== 'idle' && phase !== 'starting')
       throw new GatewayError(
         `Route "${notKernel.name}" demands forwardingEngine 'nftables', and the kernel cannot carry it: ${notKernel.reason}`,
       )
@@ -309,14 +277,13 @@ export class Control implements Gateway {
     const routes = await readAuthorities(next.routes.map((route) => route.user))
     await this.#listeners.checkRanges(listensOf(next), listensOf(before))
     const opened = await this.#listeners.open(next.listeners, next.reservations)
-    const previous = this.#kernel?.ruleset
     const applied = this.#applyKernel(next)
     if (required.length > 0 && applied)
       try {
         await applied
       } catch (error) {
         this.#listeners.close(opened)
-        if (previous && before.routes.length) this.#applyKernel(before)
+        if (before.routes.length > 0) this.#applyKernel(before)
         throw new GatewayError(
           `Route "${required[0]!.name}" demands forwardingEngine 'nftables': ${(error as Error).message}`,
         )
@@ -331,6 +298,7 @@ export class Control implements Gateway {
       generation: ++this.#generation,
       listeners: next.listeners.map((listener) => ({ ...listener, descriptor: this.#listeners.tag(listener.key) })),
       routes,
+      limits: next.limits,
       certificates,
     }
     const wanted = new Set(next.listeners.map((listener) => listener.key))
@@ -341,7 +309,7 @@ export class Control implements Gateway {
     // What goes elsewhere does so first: a client that is cut and comes back at once must not meet the old target.
     void Promise.resolve(applied)
       .catch(() => {})
-      .then(() => this.#drainChanged(before, next))
+      .then(() => this.#cutting.changed(before, next))
   }
 
   /** Targets came, went or changed their share: the endpoints of these routes anew, and nothing else. Resolves when new
@@ -349,7 +317,7 @@ export class Control implements Gateway {
   #retarget(names: ReadonlySet<string>): Promise<void> {
     return this.#serially(async () => {
       if (this.#stopping) return
-      const before = this.#kernel?.ruleset.state ?? emptyState()
+      const before = this.#kernel.plane?.ruleset.state ?? emptyState()
       const next = retarget(this.#plan, this.#config, { ...this.#facts, down: this.#health.down(), before }, names)
       const changed = next.routes.filter((route) => names.has(route.name))
       this.#plan = next
@@ -362,8 +330,8 @@ export class Control implements Gateway {
 
   /** Hands the elements to the kernel's loop. undefined: there is no kernel plane (yet), and nothing for it to do. */
   #applyKernel(plan: Plan): Promise<void> | undefined {
-    const kernel = this.#kernel
-    if (!kernel || this.#kernelState.phase !== 'ready') return undefined
+    const kernel = this.#kernel.usable
+    if (!kernel) return undefined
     kernel.learn(numbersOf(plan))
     kernel.setTimeouts(plan.routes)
     const any = plan.routes.some((route) => route.carrier === 'kernel')
@@ -397,53 +365,6 @@ export class Control implements Gateway {
     return Object.fromEntries(certificates)
   }
 
-  // ---- what a change does to live connections ----
-
-  /** Routes that are gone or go elsewhere: their connections finish, are cut, or are cut after a deadline, as the route says.
-   *  UDP does not finish: who is silent for a while and comes back must not meet a target that is no longer meant. */
-  #drainChanged(before: Plan, next: Plan) {
-    const now = new Map(next.routes.map((route) => [route.name, route]))
-    for (const old of before.routes) {
-      const kept = now.get(old.name)
-      const deadlineMs = protocolOf(old) === 'udp' ? 0 : old.drainMs
-      if (deadlineMs === null) continue
-      if (!kept || doesElse(old, kept)) this.#drain(old, deadlineMs)
-      else {
-        const gone = old.endpoints.filter((one) => !kept.endpoints.some((other) => other.key === one.key))
-        if (gone.length > 0) this.#after(deadlineMs, () => this.#cutEndpoints(old, gone, 'drained'))
-      }
-    }
-  }
-
-  #drain(route: PlannedRoute, deadlineMs: number) {
-    this.#supervisor.send({ type: 'drain', route: route.name, deadlineMs })
-    // Only flows that are there now: a new one of the same route is not part of the drain.
-    const ids = this.#kernel?.flows.slotsOf(route.number).map((slot) => this.#kernel!.flows.record(slot).id) ?? []
-    this.#after(deadlineMs, () => {
-      for (const id of ids) this.#kernel?.close(id, 'drained')
-    })
-  }
-
-  #after(ms: number, act: () => void) {
-    if (ms === 0) return act()
-    const timer = setTimeout(() => {
-      this.#drains.delete(timer)
-      act()
-    }, ms)
-    this.#drains.add(timer)
-  }
-
-  /** Ends the connections of a route to these endpoints, in both planes. */
-  #cutEndpoints(route: PlannedRoute, endpoints: Endpoint[], reason: CloseReason) {
-    for (const { key } of endpoints)
-      this.#supervisor.send({ type: 'closeTarget', route: route.name, endpoint: key, reason })
-    const flows = this.#kernel?.flows
-    for (const slot of flows?.slotsOf(route.number) ?? []) {
-      const { id, target } = flows!.record(slot)
-      if (endpoints.some((endpoint) => leadsTo(endpoint, target))) this.#kernel!.close(id, reason)
-    }
-  }
-
   // ---- what operators drain ----
 
   /** The routes that a drain is about, with the endpoints that it takes out. */
@@ -461,8 +382,8 @@ export class Control implements Gateway {
 
   #cutDrained(what: What) {
     for (const { route, endpoints } of this.#meant(what))
-      if (what.kind === 'route') this.#drain(route, 0)
-      else this.#cutEndpoints(route, endpoints, 'drained')
+      if (what.kind === 'route') this.#cutting.route(route, 0)
+      else void this.#cutting.endpoints(route, endpoints, 'drained')
   }
 
   /** New connections first: a client whose connection is closed comes back at once. */
@@ -477,9 +398,9 @@ export class Control implements Gateway {
       const dead = changes.filter((change) => change.route === route.name && !change.up)
       const gone = route.endpoints.filter((one) => dead.some((change) => change.endpoint === one.key))
       if (gone.length === 0) continue
-      this.#cutEndpoints(route, gone, 'target_down')
+      await this.#cutting.endpoints(route, gone, 'target_down')
       // Each looks at every flow: others have their turn in between.
-      await new Promise((turn) => setImmediate(turn))
+      await turn()
     }
   }
 
@@ -546,7 +467,7 @@ export class Control implements Gateway {
 
   async status() {
     const routes = await this.routes()
-    const kernel = this.#kernel
+    const { plane: kernel, phase, reason } = this.#kernel
     return {
       version: VERSION,
       pid: process.pid,
@@ -556,9 +477,9 @@ export class Control implements Gateway {
       connections: { kernel: kernel?.flows.size ?? 0, proxied: this.table.size },
       worker: { pid: this.#supervisor.pid, uid: this.#supervisor.uid, restarts: this.#supervisor.restarts },
       kernel: {
-        active: this.#kernelState.phase === 'ready' && (kernel?.ruleset.elements ?? 0) > 0,
-        phase: this.#kernelState.phase,
-        reason: this.#kernelState.reason ?? kernel?.ruleset.error ?? null,
+        active: phase === 'ready' && (kernel?.ruleset.elements ?? 0) > 0,
+        phase,
+        reason: reason ?? kernel?.ruleset.error ?? null,
         tables: kernel
           ? [this.#config.kernel?.table ?? 'sluice', `${this.#config.kernel?.table ?? 'sluice'}_anchor`]
           : [],
@@ -578,31 +499,17 @@ export class Control implements Gateway {
     return this.#plan.routes.map((route) => routeView(route, this.#carried(route), this.table.totals(route.name)))
   }
 
-  /** What carries a route's new connections at this moment, and why it is not what was planned. */
   #carried(route: PlannedRoute): Carried {
-    const { phase, reason: unusable } = this.#kernelState
-    const problem = this.#applied.problems.get(route.name)
-    // Before it has taken over what an earlier life left, the numbers mean nothing.
-    const inKernel = phase === 'ready' && (this.#kernel?.isActive(route.number, route.name) ?? false)
-    const error = this.#kernel?.ruleset.error
-    const { carrier, reason } = route
-    if (problem) return { carrier, state: 'failed', reason: problem }
-    if (route.unserved !== null && phase !== 'starting' && phase !== 'idle')
-      return { carrier, state: 'failed', reason: route.unserved }
-    if (inKernel === 'as wanted' && carrier === 'kernel') return { carrier, state: 'active', reason }
-    if (inKernel && carrier === 'kernel') {
-      const why = error
-        ? `the kernel did not take its change: ${error}`
-        : 'in the kernel as it was until its change is in'
-      return { carrier, state: 'applying', reason: why }
-    }
-    if (inKernel) return { carrier: 'kernel', state: 'applying', reason: 'in the kernel until its rules are out of it' }
-    if (phase !== 'ready' && protocolOf(route) === 'udp')
-      return { carrier, state: 'applying', reason: 'served once its rules are in the kernel' }
-    if (phase === 'unusable' && reason === unusable) return { carrier: 'user', state: 'fallback', reason }
-    if (carrier !== 'kernel') return { carrier, state: this.#applied.generation === 0 ? 'applying' : 'active', reason }
-    if (error) return { carrier: 'user', state: 'fallback', reason: `the kernel did not take its rules: ${error}` }
-    return { carrier: 'user', state: 'applying', reason: 'in user space until its rules are in the kernel' }
+    const { phase, reason, usable } = this.#kernel
+    return carriedNow(route, {
+      problem: this.#applied.problems.get(route.name),
+      workerReady: this.#applied.generation > 0,
+      phase,
+      unusable: reason,
+      // Before it has taken over what an earlier life left, the numbers mean nothing.
+      inKernel: usable?.isActive(route.number, route.name) ?? false,
+      error: usable?.ruleset.error ?? null,
+    })
   }
 
   async targets() {
@@ -627,19 +534,19 @@ export class Control implements Gateway {
 
   /** Counts of live connections as both planes have them now. */
   async #refresh(): Promise<void> {
-    const [counts] = await Promise.all([this.#supervisor.sample(), this.#kernel?.fresh()])
+    const [counts] = await Promise.all([this.#supervisor.sample(), this.#kernel.plane?.fresh()])
     this.table.sampled(counts)
   }
 
   async connections(): Promise<ConnectionRecord[]> {
     await this.#refresh()
     const records = [...this.table.records()]
-    await inTurns(this.#kernel?.flows.records() ?? [], RECORDS_PER_TURN, (record) => records.push(record))
+    await inTurns(this.#kernel.plane?.flows.records() ?? [], RECORDS_PER_TURN, (record) => records.push(record))
     return records
   }
 
   async close(id: string): Promise<boolean> {
-    if (this.#kernel?.close(id, 'killed')) return true
+    if (this.#kernel.plane?.close(id, 'killed')) return true
     if (!this.table.get(id)) return false
     this.#supervisor.send({ type: 'close', id, reason: 'killed' })
     return true
@@ -708,16 +615,15 @@ export class Control implements Gateway {
     clearInterval(this.#resolveTimer)
     this.#leastConnections.stop()
     this.#health.stop()
-    clearTimeout(this.#kernelRetry)
-    for (const timer of this.#drains) clearTimeout(timer)
+    this.#cutting.stop()
     this.#operatorDrains?.stop()
     // Whatever is under way ends first: its outcome is undone below.
-    await this.#kernelStart?.catch(() => {})
+    await this.#kernel.stop()
     await this.#changing
     this.#listeners.keep(new Set())
     await Promise.all([
       this.#supervisor.stop(graceMs),
-      this.#kernel?.stop(this.#config.kernel?.onStop ?? 'remove', graceMs),
+      this.#kernel.plane?.stop(this.#config.kernel?.onStop ?? 'remove', graceMs),
     ])
     await this.#admin?.stop()
     await this.#observation?.stop()
@@ -728,8 +634,5 @@ export class Control implements Gateway {
 
 const NOTHING = { opened: [], changed: [], settled: [] }
 const protocolOf = (route: PlannedRoute) => route.listens[0]!.protocol
-/** More has changed than its targets. */
-const doesElse = (a: PlannedRoute, b: PlannedRoute) => withoutTargets(a) !== withoutTargets(b)
-const withoutTargets = ({ user: { action } }: PlannedRoute) => JSON.stringify({ ...action, targets: undefined })
 const listensOf = (plan: Plan) => plan.routes.flatMap((route) => route.listens)
 const numbersOf = (plan: Plan) => Object.fromEntries(plan.routes.map((route) => [route.name, route.number]))

@@ -1,7 +1,7 @@
 // Everything control and worker say to each other. One JSON object a line; descriptors travel beside it (descriptors.ts).
 import type { ConnectionEvents } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
-import type { PlannedListener, UserRoute } from '../plan/types.ts'
+import type { Limits, PlannedListener, UserRoute } from '../plan/types.ts'
 
 /** How control tells a worker who it is; one JSON object in this variable of the environment. */
 export const WORKER_ENVIRONMENT = 'SLUICE_WORKER'
@@ -21,6 +21,7 @@ export interface WorkerPlan {
     /** Tag of the listening descriptor, sent once beside the first plan that names it. */ descriptor: number
   })[]
   routes: UserRoute[]
+  limits: Limits | null
   /** PEM texts by route name. */
   certificates: Record<string, { cert: string; key: string }>
 }

@@ -5,7 +5,7 @@ import { parseRate } from '../base/units.ts'
 import type { Config } from '../config/schema.ts'
 import type { Ownership } from './ports.ts'
 import { assignSlots, type Choice } from './slots.ts'
-import type { Endpoint, Facts, KernelElement, KernelGroup, KernelState, PlannedRoute } from './types.ts'
+import type { Endpoint, Facts, KernelElement, KernelGroup, KernelState, Limits, PlannedRoute } from './types.ts'
 
 /** Sets and maps whose elements are ours to say; the kernel fills the others (clients, rates, refused) itself. */
 export const MAPS = [
@@ -175,16 +175,18 @@ type Rate = { count: number; perMs: number }
 const rateName = ({ count, perMs }: Rate) =>
   `${count}_${perMs === 1000 ? 'second' : perMs === 60_000 ? 'minute' : 'hour'}`
 
-function limitsOfAll(config: Config): { max: number | null; clientMax: number | null; rate: Rate | null } | null {
+/** null: there are none. */
+export function limitsOfAll(config: Config): Limits | null {
   const { maxConnections = null, maxConnectionsPerIp = null, connectionRatePerIp } = config.limits ?? {}
   const rate = connectionRatePerIp ? parseRate(connectionRatePerIp)! : null
   if (maxConnections === null && maxConnectionsPerIp === null && rate === null) return null
-  return { max: maxConnections, clientMax: maxConnectionsPerIp, rate }
+  return { maxConnections, maxConnectionsPerIp, rate }
 }
 
-function addLimitsOfAll(group: Group, key: string, limits: NonNullable<ReturnType<typeof limitsOfAll>>) {
-  if (limits.max !== null) group.put('max_all', key, { over: limits.max })
-  if (limits.clientMax !== null) group.put('client_max_all', key, { value: `jump client_max_all_${limits.clientMax}` })
+function addLimitsOfAll(group: Group, key: string, limits: Limits) {
+  if (limits.maxConnections !== null) group.put('max_all', key, { over: limits.maxConnections })
+  if (limits.maxConnectionsPerIp !== null)
+    group.put('client_max_all', key, { value: `jump client_max_all_${limits.maxConnectionsPerIp}` })
   if (limits.rate) group.put('client_rate_all', key, { value: `jump client_rate_all_${rateName(limits.rate)}` })
 }
 

@@ -4,7 +4,7 @@ import { familyOf, isLoopback } from '../base/addresses.ts'
 import { parseDuration, parseRate } from '../base/units.ts'
 import { neverKernel } from '../config/check.ts'
 import type { Config, Route, Timeouts } from '../config/schema.ts'
-import { emptyState, kernelState, withEndpoints } from './kernel-state.ts'
+import { emptyState, kernelState, limitsOfAll, withEndpoints } from './kernel-state.ts'
 import { endpointsOf } from './endpoints.ts'
 import { listeners, listensOf, needsPeek, protocolOf, reservations, TWIN_PORTS_MAX } from './listeners.ts'
 import { ownership, type Ownership } from './ports.ts'
@@ -59,6 +59,7 @@ export function plan(config: Config, facts: Facts): Plan {
   return {
     routes,
     listeners: listening,
+    limits: limitsOfAll(config),
     reservations: reservations(enabled),
     kernel: kernelState(routes, config, facts, owned),
   }

@@ -32,6 +32,8 @@ export interface Plan {
   routes: PlannedRoute[]
   /** Every listening socket, kernel routes included: their user-space twins serve until the rules are in, and loopback clients. */
   listeners: PlannedListener[]
+  /** Of all routes together; null: none. */
+  limits: Limits | null
   /** UDP ports, held in user space by sockets that nobody reads. */
   reservations: { key: string; address: string; port: number }[]
   kernel: KernelState
@@ -56,6 +58,12 @@ export interface PlannedRoute {
   /** What happens to live connections when the route goes away: milliseconds, 0 cut, null finish. */
   drainMs: number | null
   user: UserRoute
+}
+
+export interface Limits {
+  maxConnections: number | null
+  maxConnectionsPerIp: number | null
+  rate: { count: number; perMs: number } | null
 }
 
 export interface Listen {

@@ -8,7 +8,7 @@ import type { Dials } from './dials.ts'
 import { End, type Consumer, type Owner } from './end.ts'
 import type { Reported, Reporter } from './report.ts'
 import type { LiveRoute } from './route.ts'
-import { refusalFor } from './security.ts'
+import { refusalFor, type Everyone } from './security.ts'
 import { Timed, type Timers } from './timers.ts'
 
 /** What a connection needs of the plane it lives in. */
@@ -18,6 +18,7 @@ export interface Services {
   /** How dialling targets goes. */
   readonly dials: Dials
   readonly table: Map<string, Connection>
+  readonly everyone: Everyone
   readonly log: (level: 'debug' | 'info' | 'warn' | 'error', message: string, fields?: Record<string, unknown>) => void
   /** Connections in the relay now. */
   spliced: number
@@ -92,7 +93,7 @@ export class Connection extends Timed implements Owner, Reported {
     const refused = refusalFor(route, this.clientIp, this, this.openedAt)
     const enforced = refused !== undefined && !route.rules.observe
     if (refused !== undefined) this.services.reporter.refused(route.name, refused, !enforced)
-    const shut = enforced ? undefined : route.shut
+    const shut = enforced ? undefined : (route.shut ?? this.services.everyone.refusalFor(this.clientIp, this.openedAt))
     if (shut !== undefined) this.services.reporter.refused(route.name, shut)
     if (enforced || shut !== undefined) {
       this.discard()
@@ -100,6 +101,7 @@ export class Connection extends Timed implements Owner, Reported {
     }
     this.route = route
     route.counters.enter(this.clientIp)
+    this.services.everyone.counters.enter(this.clientIp)
     this.services.reporter.opened(this)
     return true
   }
@@ -213,7 +215,10 @@ export class Connection extends Timed implements Owner, Reported {
   #leave() {
     this.disarm()
     this.services.table.delete(this.id)
-    this.route?.counters.leave(this.clientIp)
+    if (this.route) {
+      this.route.counters.leave(this.clientIp)
+      this.services.everyone.counters.leave(this.clientIp)
+    }
     if (this.slot) this.slot.active--
     this.slot = null
   }

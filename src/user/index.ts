@@ -18,7 +18,7 @@ import { chooseUnread, peek } from './peek.ts'
 import { leaveRelay, useRelay } from './relay.ts'
 import { Reporter } from './report.ts'
 import { LiveRoute } from './route.ts'
-import { Counters } from './security.ts'
+import { Counters, Everyone } from './security.ts'
 import { Timed, Timers } from './timers.ts'
 
 export type Log = (
@@ -38,6 +38,7 @@ export class UserPlane implements Services {
   readonly table = new Map<string, Connection>()
   readonly reporter: Reporter
   readonly dials: Dials
+  readonly everyone = new Everyone()
   readonly log: Log
   spliced = 0
   readonly #idPrefix: string
@@ -114,6 +115,7 @@ export class UserPlane implements Services {
       }),
     )
     this.#routes = routes
+    this.everyone.set(plan.limits)
     this.#plan = plan
     for (const [name, { total }] of this.#counters) if (total === 0 && !routes.has(name)) this.#counters.delete(name)
     this.#listen(plan, descriptors, problems)

@@ -3,7 +3,7 @@
 import { compareBytes, mergeNetworks, type Interval } from '../base/addresses.ts'
 import { RATE_CLIENTS_MAX } from '../base/limits.ts'
 import type { RefusalReason } from '../connections/reasons.ts'
-import type { UserRoute } from '../plan/types.ts'
+import type { Limits, UserRoute } from '../plan/types.ts'
 
 /** A set of networks; membership is a binary search. */
 export class NetworkList {
@@ -81,6 +81,30 @@ export class Counters {
     const left = this.byClient.get(client)! - 1
     if (left > 0) this.byClient.set(client, left)
     else this.byClient.delete(client)
+  }
+}
+
+/** The limits of all routes together, over the connections of user space. The kernel counts everything that it sees, this
+ *  what it does not: clients on loopback, and a machine whose kernel is not used. */
+export class Everyone {
+  readonly counters = new Counters()
+  #limits: Limits | null = null
+  #rate: Rate | null = null
+
+  set(limits: Limits | null) {
+    const rate = limits?.rate ?? null
+    if (rate?.count !== this.#rate?.count || rate?.perMs !== this.#rate?.perMs)
+      this.#rate = rate && new Rate(rate.count, rate.perMs)
+    this.#limits = limits
+  }
+
+  refusalFor(client: string, nowMs: number): RefusalReason | undefined {
+    if (!this.#limits) return undefined
+    const { maxConnections, maxConnectionsPerIp } = this.#limits
+    if (maxConnections !== null && this.counters.total >= maxConnections) return 'global_limit'
+    if (maxConnectionsPerIp !== null && (this.counters.byClient.get(client) ?? 0) >= maxConnectionsPerIp)
+      return 'global_ip_limit'
+    return this.#rate && !this.#rate.take(client, nowMs) ? 'global_rate' : undefined
   }
 }
 

@@ -162,7 +162,15 @@ test('H9: a route that forwards nothing can be drained too, and both listings sa
   expect(await get()).toBe('HTTP/1.1 308')
   expect(await drain(gateway, { route: 'moved' })).toMatchObject({ status: 200, drain: { route: 'moved' } })
   await expect(get()).rejects.toThrow()
-  expect(await gateway.route('moved')).toMatchObject({ draining: true, state: 'active', refused: { draining: 1 } })
+  const drained = await until(
+    async () => {
+      const route = (await gateway.route('moved')) as unknown as { refused: Record<string, number> }
+      return route.refused.draining !== undefined && route
+    },
+    5000,
+    'the refusal is told',
+  )
+  expect(drained).toMatchObject({ draining: true, state: 'active', refused: { draining: 1 } })
   expect(await targets(gateway)).toEqual([])
   expect(await gateway.ask<object>('/v1/status')).toMatchObject({ drains: 1 })
   expect((await gateway.cli('routes', '--admin', gateway.socket)).stdout).toMatch(/moved +\*:8400 +user +draining/)

@@ -5,7 +5,7 @@ import net from 'node:net'
 import { cString, native, ptr } from '../../src/base/native.ts'
 import type { DialReport } from '../../src/channel/messages.ts'
 import type { ConnectionEvents, ConnectionRecord } from '../../src/connections/record.ts'
-import type { UserRoute, UserTarget } from '../../src/plan/types.ts'
+import type { Limits, UserRoute, UserTarget } from '../../src/plan/types.ts'
 import { UserPlane, type Problem } from '../../src/user/index.ts'
 
 export const target = (port: number, weight = 1): UserTarget => ({
@@ -100,6 +100,7 @@ export async function open(
     listeners?: { routes: string[]; peek: boolean; address?: string }[]
     certificates?: Record<string, { cert: string; key: string }>
     configFile?: string
+    limits?: Limits
   } = {},
 ): Promise<Bench> {
   const wanted = options.listeners ?? [{ routes: routes.map((one) => one.name), peek: options.peek ?? false }]
@@ -135,7 +136,7 @@ export async function open(
   let generation = 0
   bench.apply = (routes, certificates = options.certificates ?? {}) => {
     const sent = generation++ === 0 ? fds : new Map<number, number>()
-    return bench.plane.apply({ generation, listeners, routes, certificates }, sent)
+    return bench.plane.apply({ generation, listeners, routes, limits: options.limits ?? null, certificates }, sent)
   }
   bench.settle = async (n) => {
     while (bench.settled.length < n) await new Promise<void>((resolve) => (wake = resolve))

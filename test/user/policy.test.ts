@@ -4,7 +4,7 @@ import { canonicalIp, ipBytes } from '../../src/base/addresses.ts'
 import { RATE_CLIENTS_MAX } from '../../src/base/limits.ts'
 import { Balancer } from '../../src/user/balance.ts'
 import { fill } from '../../src/user/redirect.ts'
-import { NetworkList, Rate } from '../../src/user/security.ts'
+import { Everyone, NetworkList, Rate } from '../../src/user/security.ts'
 import { matchesDomain } from '../../src/user/select.ts'
 import { Timed, Timers } from '../../src/user/timers.ts'
 import { client, connected, echo, forward, gone, open, readAll, reasons, route, server, target } from './plane.ts'
@@ -90,6 +90,43 @@ test('I5 I6 I8: limits refuse the one too many and free its slot', async () => {
   }
   bench.plane.reporter.flush()
   expect(Object.fromEntries(bench.refused)).toEqual({ route_limit: 2, route_ip_limit: 1, route_rate: 2, blocked: 1 })
+})
+
+test('I5, I7: the limits of all routes together, over what user space carries; a close makes room', async () => {
+  const to = await echo()
+  const bench = await open([route('a', { action: forward(to) }), route('b', { action: forward(to) })], {
+    listeners: ['a', 'b'].map((name) => ({ routes: [name], peek: false })),
+    limits: { maxConnections: 2, maxConnectionsPerIp: null, rate: null },
+  })
+  const talk = async (i: number) => {
+    const socket = client(bench.ports[i]!)
+    socket.write('x')
+    await new Promise((resolve) => socket.once('data', resolve))
+    return socket
+  }
+  const [first] = [await talk(0), await talk(1)]
+  await gone(client(bench.ports[1]!))
+  first.destroy()
+  await bench.settle(1)
+  await talk(1)
+  bench.plane.reporter.flush()
+  expect(Object.fromEntries(bench.refused)).toEqual({ global_limit: 1 })
+})
+
+test('I5: the limits of all routes: each client has its own, and its own rate', () => {
+  const everyone = new Everyone()
+  everyone.set({ maxConnections: null, maxConnectionsPerIp: 1, rate: { count: 2, perMs: 1000 } })
+  expect(everyone.refusalFor('a', 0)).toBeUndefined()
+  everyone.counters.enter('a')
+  expect([everyone.refusalFor('a', 0), everyone.refusalFor('b', 0)]).toEqual(['global_ip_limit', undefined])
+  everyone.counters.leave('a')
+  expect([everyone.refusalFor('a', 0), everyone.refusalFor('a', 0), everyone.refusalFor('a', 600)]).toEqual([
+    undefined,
+    'global_rate',
+    undefined,
+  ])
+  everyone.set(null)
+  expect(everyone.refusalFor('a', 0)).toBeUndefined()
 })
 
 test('I8: a rate remembers a bounded number of clients, and forgets those that have not come for a while', () => {
