@@ -208,6 +208,12 @@ function checkUdp(route: Route, path: string): Problem[] {
     })
   const { action } = route
   if (action.type !== 'forward' || !Array.isArray(action.targets)) return problems
+  if (action.health)
+    problems.push({
+      path: `${path}.action.health`,
+      message: 'a UDP target cannot be asked whether it works',
+      remedy: 'remove it; write a TCP route with health for a service that has both',
+    })
   action.targets.forEach((target, i) => {
     const host = parseTarget(target?.host ?? '')
     const where = `${path}.action.targets[${i}].host`

@@ -157,6 +157,11 @@ describe('configuration', () => {
       'routes[2].action.tls.certificate',
     ],
     ['H15: udp with a name to read', (c: any) => (c.routes[1].match.protocol = 'udp'), 'routes[1].match.protocol'],
+    [
+      'H15: udp with health checks',
+      (c: any) => ((c.routes[0].match.protocol = 'udp'), (c.routes[0].action.health = {})),
+      'routes[0].action.health',
+    ],
     ['H15: udp to a handler', (c: any) => (c.routes[3].match.protocol = 'udp'), 'routes[3].match.protocol'],
   ])('H15/E14: refused: %s', (_what, change, path) => {
     const input = good()
