@@ -9,7 +9,7 @@ type Target = Extract<Route['action'], { type: 'forward' }>['targets'][number]
 export function endpointsOf(route: Route, onlyPort: number | null, facts: Facts): Endpoint[] {
   if (route.action.type !== 'forward') return []
   const down = facts.down[route.name] ?? {}
-  const shares = facts.shares[route.name] ?? {}
+  const shares = (route.action.balance === 'least-connections' && facts.shares[route.name]) || {}
   return route.action.targets
     .flatMap((target) => addressesOf(target, onlyPort, facts))
     .map((endpoint) => ({

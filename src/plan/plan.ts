@@ -242,7 +242,13 @@ function userAction(route: Route, endpoints: Endpoint[]): UserRoute['action'] {
     case 'forward':
       return {
         type: 'forward',
-        targets: endpoints.map(({ host, port, name, share }) => ({ host, port, name, weight: share })),
+        // User space counts connections itself: its weights are the configured ones.
+        targets: endpoints.map(({ host, port, name, weight, share }) => ({
+          host,
+          port,
+          name,
+          weight: share > 0 ? weight : 0,
+        })),
         balance: action.balance ?? 'round-robin',
         allowHalfOpen: action.allowHalfOpen ?? false,
         tls: action.tls ? userTls(action.tls) : null,

@@ -226,3 +226,38 @@ function folded(key: string, size: number): string {
   const { concat } = JSON.parse(key) as { concat: [number, number] }
   return JSON.stringify({ concat: [concat[0], concat[1] % size] })
 }
+
+test('E7: least-connections: who has fewer connections gets the new ones, until all have as many', async () => {
+  await using lab = await Lab.create()
+  const { targets, counts } = backends(lab, [1, 1])
+  const least = { ...kernel, balance: 'least-connections' }
+  await using gateway = await Gateway.start(lab, [forward('least', 8400, targets.slice(0, 1), least)])
+  const total = () => counts().reduce((a, b) => a + b, 0)
+  const hold = async (count: number) => {
+    const all = total() + count
+    for (let i = 0; i < count; i++) await Talker.connect(lab.client, lab.gateway.clientSide4, 8400)
+    await until(() => total() === all, 5000, 'they have all arrived')
+  }
+  await hold(40)
+  await reload(gateway, [forward('least', 8400, targets, least)])
+  const shares = async () => {
+    const answer = await gateway.ask<{ targets: { share: number; connections: number }[] }>('/v1/targets')
+    return answer.targets.map((target) => target.share)
+  }
+  await until(async () => (await shares())[1] === 63, 10_000, 'the new target has nearly all slots')
+  await until(async () => (await gateway.route('least')).state === 'active', 5000, 'and the kernel knows')
+  await hold(32)
+  const [first, second] = counts()
+  // At most the one slot that it keeps.
+  expect(first!).toBeLessThanOrEqual(41)
+  expect(second!).toBeGreaterThanOrEqual(31)
+  await hold(8)
+  await until(
+    async () => {
+      const [a, b] = await shares()
+      return Math.abs(a! - b!) <= 8
+    },
+    10_000,
+    'both have as many, and the slots are shared again',
+  )
+}, 60_000)

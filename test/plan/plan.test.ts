@@ -416,6 +416,16 @@ describe('targets that are down, drained or not there', () => {
     expect(maps(draining.kernel).divert).toEqual({ '0x51000001': { value: 'goto refuse_draining' } })
     expect(draining.routes[0]!.user.draining).toBe(true)
   })
+  test('E7: shares are for routes that choose by connections, and for the kernel only', () => {
+    const shares = { a: { '10.0.0.1:1': 1, '10.0.0.2:1': 63 } }
+    expect(made([two], { shares }).routes[0]!.endpoints.map(({ share }) => share)).toEqual([1, 1])
+    const least = { ...two, action: { ...two.action, balance: 'least-connections' } } as Route
+    const [planned] = made([least], { shares }).routes
+    expect(planned!.endpoints.map(({ share }) => share)).toEqual([1, 63])
+    expect((planned!.user.action as { targets: { weight: number }[] }).targets.map(({ weight }) => weight)).toEqual([
+      1, 1,
+    ])
+  })
   test('E6: a name shares its weight among its addresses', () =>
     expect(
       made([forward('a', 80, { targets: [{ host: 'db.test', port: 5 }] })], {
