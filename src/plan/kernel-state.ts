@@ -73,14 +73,16 @@ function reuse(state: KernelState, before: KernelState): KernelState {
 
 export function sameGroup(a: KernelGroup, b: KernelGroup): boolean {
   if (a === b) return true
-  const names = Object.keys(a)
-  return names.length === Object.keys(b).length && names.every((name) => sameElements(a[name]!, b[name]))
+  for (const map in b) if (a[map] === undefined) return false
+  for (const map in a) if (!sameElements(a[map]!, b[map])) return false
+  return true
 }
 
 function sameElements(a: Record<string, KernelElement>, b: Record<string, KernelElement> | undefined): boolean {
   if (b === undefined) return false
-  const keys = Object.keys(a)
-  return keys.length === Object.keys(b).length && keys.every((key) => sameElement(a[key], b[key]))
+  for (const key in b) if (a[key] === undefined) return false
+  for (const key in a) if (!sameElement(a[key], b[key])) return false
+  return true
 }
 
 export const sameElement = (a: KernelElement | undefined, b: KernelElement | undefined) =>
