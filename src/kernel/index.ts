@@ -98,8 +98,9 @@ export class KernelPlane {
   #lastResync = { atMs: -Infinity, tookMs: 0 }
   #started = false
   #latest: KernelState = emptyState()
-  /** Where the kernel listens for UDP, and what of it has been released. */
-  #udp: Listen[] = []
+  /** The UDP listeners of a state: they are released when that state is in the kernel, not one before it. */
+  readonly #udp = new WeakMap<KernelState, Listen[]>()
+  /** Where the kernel listens for UDP, as of the last state that it has. */
   #released = ''
   /** Times that the kernel dropped events because we were too slow. */
   lost = 0
@@ -108,9 +109,7 @@ export class KernelPlane {
     this.#sysctl = new Sysctl(options.sysctlMemory)
     this.#anchor = new Anchor(options.table, options.base, options.log)
     this.ruleset = new Ruleset({
-      applied: (state, whole) => {
-        if (state === this.#latest) this.#releaseUdp(whole)
-      },
+      applied: (state, whole) => this.#releaseUdp(state, whole),
       table: options.table,
       base: options.base,
       nft,
@@ -224,7 +223,7 @@ export class KernelPlane {
    *  goes on either way. With `forwards` the machine is made ready first. */
   async apply(state: KernelState, forwards: boolean, udp: Listen[] = []): Promise<void> {
     this.#latest = state
-    this.#udp = udp
+    this.#udp.set(state, udp)
     if (forwards) await this.#prepare()
     // Preparing takes a while, now more, now less: an older wish must not overtake a newer one.
     await this.ruleset.want(this.#latest)
@@ -232,11 +231,12 @@ export class KernelPlane {
   }
 
   /** Clients that were sending before the UDP listeners were in the kernel, or while our table was gone. */
-  #releaseUdp(whole: boolean) {
-    const key = JSON.stringify(this.#udp)
+  #releaseUdp(state: KernelState, whole: boolean) {
+    const udp = this.#udp.get(state) ?? []
+    const key = JSON.stringify(udp)
     if (!whole && key === this.#released) return
     this.#released = key
-    releaseUdp(this.#udp).catch((error: Error) => this.options.log('warn', error.message))
+    releaseUdp(udp).catch((error: Error) => this.options.log('warn', error.message))
   }
 
   /** The kernel has the elements of this number, and they are this route's. */
