@@ -160,6 +160,7 @@ for (const [carrier, forwardingEngine] of Object.entries(ENGINES)) {
     await drop(lab.backend, 'meta l4proto tcp')
     await until(() => saysDown(gateway, key(lab, a.port)) && saysDown(gateway, key(lab, b.port)), 5000, 'both are down')
     expect(await live.gone.promise).toMatchObject({ code: 'ECONNRESET' })
+    await until(async () => (await gateway.route('r')).state === 'active', 5000, 'the rules say so too')
     for (let i = 0; i < 3; i++) {
       const before = performance.now()
       const how = await whoAnswers(lab).catch((error: Error & { code?: string }) => error)
