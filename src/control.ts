@@ -321,10 +321,12 @@ export class Control implements Gateway {
       const next = retarget(this.#plan, this.#config, { ...this.#facts, down: this.#health.down(), before }, names)
       const changed = next.routes.filter((route) => names.has(route.name))
       this.#plan = next
+      // In the same turn: what is shown as planned and what is on its way to the kernel are the same.
+      const applied = this.#applyKernel(next)
       this.#supervisor.updateRoutes(await readAuthorities(changed.map((route) => route.user)))
       this.#leastConnections.follow(next.routes)
       this.#health.follow(this.#config.routes, next.routes, names)
-      await this.#applyKernel(next)?.catch(() => {})
+      await applied?.catch(() => {})
     })
   }
 

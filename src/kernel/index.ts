@@ -241,7 +241,8 @@ export class KernelPlane {
 
   /** The kernel has the elements of this number, and they are this route's. */
   isActive(number: number, name: string) {
-    return this.ruleset.isActive(mark(this.options.base, number), name)
+    // What was handed over last counts, although the machine may still be made ready for it.
+    return this.ruleset.isActive(mark(this.options.base, number), name, this.#latest)
   }
 
   // ---- flows ----

@@ -82,12 +82,12 @@ export class Ruleset {
 
   /** The kernel forwards the connections of this route, or refuses them for want of a target: 'as wanted', or still as they
    *  were wanted before. */
-  isActive(markKey: string, name: string): 'as wanted' | 'as before' | false {
+  isActive(markKey: string, name: string, wanted = this.#want): 'as wanted' | 'as before' | false {
     const group = this.#have?.groups[markKey]
     if (group?.routes?.[markKey]?.comment !== name) return false
     const diverted = group.divert?.[markKey]?.value
     if (diverted === 'goto user_space' || diverted === 'goto refuse_blocked') return false
-    return group === this.#want?.groups[markKey] ? 'as wanted' : 'as before'
+    return group === wanted?.groups[markKey] ? 'as wanted' : 'as before'
   }
 
   get elements(): number {
