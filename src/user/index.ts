@@ -246,7 +246,9 @@ export class UserPlane implements Services {
     })
   }
 
+  /** Counts of what is there now; what was not reported yet is reported first, so that whoever asks sees it too. */
   sample(): Sample[] {
+    this.reporter.flush()
     return Array.from(this.table.values(), (connection) => ({
       id: connection.id,
       ...connection.counts(),
