@@ -22,6 +22,8 @@ export interface Context {
   readonly routeName: string
   readonly clientIp: string
   readonly clientPort: number
+  /** "ip:port" of the trusted sender whose PROXY protocol header named the client. */
+  readonly proxy: string | null
   readonly serverIp: string | null
   readonly port: number
   /** The server name of TLS. */

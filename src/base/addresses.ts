@@ -92,6 +92,13 @@ export function formatIp(bytes: Uint8Array): string {
 /** "10.0.0.1:80", "[2001:db8::1]:80": how every record names an end. */
 export const formatEnd = (ip: string, port: number) => (ip.includes(':') ? `[${ip}]:${port}` : `${ip}:${port}`)
 
+/** What formatEnd wrote. */
+export function parseEnd(end: string): { ip: string; port: number } {
+  const colon = end.lastIndexOf(':')
+  const ip = end.slice(0, colon)
+  return { ip: ip.startsWith('[') ? ip.slice(1, -1) : ip, port: Number(end.slice(colon + 1)) }
+}
+
 /** Address family of a canonical address. */
 export const familyOf = (ip: string): 4 | 6 => (ip.includes(':') ? 6 : 4)
 

@@ -15,6 +15,10 @@ export const HTTP_HEAD_BYTES_MAX = 8 * 1024
 /** The longest registered method has 17 letters (UPDATEREDIRECTREF); anything longer is some other protocol, and is refused. */
 export const HTTP_METHOD_BYTES_MAX = 32
 
+/** A PROXY protocol header: the addresses of version 2 have up to 216 bytes, the rest is for what a proxy tells of TLS (a client's
+ * certificate subject, ALPN). Above: `malformed_proxy_header`. */
+export const PROXY_HEADER_BYTES_MAX = 4096
+
 /** A certificate or key file. A chain of four RSA certificates has 8 KiB; a whole system trust store 250 KiB. Above: the file is refused. */
 export const CERTIFICATE_FILE_BYTES_MAX = 256 * 1024
 

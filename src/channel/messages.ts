@@ -37,6 +37,8 @@ export interface HealthCheck {
   type: 'tcp' | 'tls' | { http: string }
   /** What a TLS target is asked for, and an HTTP one is told; null: nothing is known but its address. */
   name: string | null
+  /** The target expects a PROXY header first: it is told that this is no client. */
+  sendProxyProtocol: 'v1' | 'v2' | null
   intervalMs: number
   timeoutMs: number
 }

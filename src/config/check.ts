@@ -164,8 +164,6 @@ function checkRoute(route: Route, path: string): Problem[] {
       if (action.targets.length > 0 && action.targets.every((target) => target?.weight === 0))
         add('action.targets', 'every target has weight 0', 'give at least one target a weight of 1 or more')
     }
-    if (action.sendProxyProtocol)
-      add('action.sendProxyProtocol', 'the PROXY protocol is not sent in this version', 'remove it')
   }
   if (action.type === 'socket-handler' && action.tls?.mode === 'passthrough')
     add(
@@ -191,8 +189,6 @@ function checkRoute(route: Route, path: string): Problem[] {
         'use "self-signed", or { cert, key } files',
       )
   }
-  if (route.acceptProxyProtocol)
-    add('acceptProxyProtocol', 'the PROXY protocol is not read in this version', 'remove it')
   return problems
 }
 

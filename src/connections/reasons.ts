@@ -7,6 +7,7 @@ export const reasons = {
   closed_before_data: 'the client left before its first byte arrived',
   first_byte_timeout: 'the client sent nothing in time where its first bytes decide the route',
   malformed_hello: 'the first bytes were neither TLS nor anything else this port speaks',
+  malformed_proxy_header: 'a trusted sender did not begin with a whole and valid PROXY protocol header',
   no_route: 'no route matches the server name or the client',
   handshake_failed: 'the TLS handshake with the client failed',
   handshake_timeout: 'the TLS handshake with the client took too long',

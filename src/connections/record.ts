@@ -12,7 +12,10 @@ export interface ConnectionRecord {
   carrier: Carrier
   /** "ip:port" or "[v6]:port"; after a PROXY header the real client. */
   client: string
+  /** Where the client connected to; after a PROXY header what that says. */
   listener: string
+  /** The trusted sender of the PROXY header, where there was one. */
+  proxy?: string
   target: string | null
   serverName?: string
   tls?: { version: string; cipher: string; alpn?: string }

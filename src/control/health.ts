@@ -188,6 +188,7 @@ function checkOf(route: Route, health: Health, endpoint: Endpoint): HealthCheck 
     port: port ?? 0,
     type: health.type ?? DEFAULTS.type,
     name: nameOf(route, endpoint),
+    sendProxyProtocol: (route.action as Forward).sendProxyProtocol ?? null,
     intervalMs: parseDuration(health.interval ?? DEFAULTS.interval)!,
     timeoutMs: parseDuration(health.timeout ?? DEFAULTS.timeout)!,
   }

@@ -282,8 +282,11 @@ function listens(
       address !== null && wide.some((run) => run.protocol === protocol && run.from <= to && run.to >= from)
     if (group || shadowed || everyone) addListen(group ?? common, address, protocol, from, to, value)
   }
-  // Ports that no route owns as a whole: who gets their connections is decided in user space.
-  if (everyone) for (const { address, from, to } of owned.shared) addListen(common, address, 'tcp', from, to, userSpace)
+  // Ports that no route owns as a whole: who gets their connections is decided in user space. Where a PROXY header says who the
+  // client is, only user space can count clients, and the proxy must not be counted as one.
+  if (everyone)
+    for (const { address, from, to, proxied } of owned.shared)
+      if (!proxied) addListen(common, address, 'tcp', from, to, userSpace)
 }
 
 function addListen(group: Group, address: string | null, protocol: string, from: number, to: number, value: string) {

@@ -8,10 +8,17 @@ export const TWIN_PORTS_MAX = 256
 
 export const ANY = '::'
 
+const needsName = ({ match }: Route) =>
+  match.domains !== undefined && [match.domains].flat().some((name) => name !== '*')
+
 /** The bytes of a connection to this route's ports have to be seen before a route can be chosen. */
-export const needsPeek = (route: Route) =>
-  (route.match.domains !== undefined && [route.match.domains].flat().some((name) => name !== '*')) ||
-  route.acceptProxyProtocol !== undefined
+export const needsPeek = (route: Route) => needsName(route) || route.acceptProxyProtocol !== undefined
+
+/** What of it has to be read, for an operator. */
+export const whatIsRead = (route: Route) =>
+  [route.acceptProxyProtocol && 'PROXY protocol header', needsName(route) && 'server name']
+    .filter(Boolean)
+    .join(' and ')
 
 export const protocolOf = (route: Route) => route.match.protocol ?? 'tcp'
 
@@ -46,7 +53,8 @@ export function listeners(routes: Route[]): PlannedListener[] {
     key,
     address: one.address,
     port: one.port,
-    peek: one.routes.some(needsPeek),
+    peek: one.routes.some(needsName),
+    trusted: [...new Set(one.routes.flatMap((route) => route.acceptProxyProtocol?.from ?? []))],
     routes: bySpecificity(one.routes).map((route) => route.name),
   }))
 }

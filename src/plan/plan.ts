@@ -6,7 +6,7 @@ import { neverKernel } from '../config/check.ts'
 import type { Config, Route, Timeouts } from '../config/schema.ts'
 import { emptyState, kernelState, limitsOfAll, withEndpoints } from './kernel-state.ts'
 import { endpointsOf } from './endpoints.ts'
-import { listeners, listensOf, needsPeek, protocolOf, reservations, TWIN_PORTS_MAX } from './listeners.ts'
+import { listeners, listensOf, needsPeek, protocolOf, reservations, TWIN_PORTS_MAX, whatIsRead } from './listeners.ts'
 import { ownership, type Ownership } from './ports.ts'
 import type { Endpoint, Facts, Plan, PlannedRoute, UserRoute, UserTls } from './types.ts'
 
@@ -107,13 +107,14 @@ function chooseCarrier(
     }
   if (action.forwardingEngine === 'user')
     return { carrier: needsPeek(route) ? 'splice' : 'user', reason: "forwardingEngine is 'user'" }
-  if (needsPeek(route)) return { carrier: 'splice', reason: 'the server name has to be read, the rest not' }
+  if (needsPeek(route)) return { carrier: 'splice', reason: `the ${whatIsRead(route)} has to be read, the rest not` }
+  if (action.sendProxyProtocol) return { carrier: 'splice', reason: neverKernel(route)! }
 
   const contest = owned.contested.get(route)
   if (contest && needsPeek(contest.by))
     return {
       carrier: 'splice',
-      reason: `shares port ${contest.port} with "${contest.by.name}", whose server name has to be read`,
+      reason: `shares port ${contest.port} with "${contest.by.name}", whose ${whatIsRead(contest.by)} has to be read`,
     }
   if (contest)
     return {
@@ -211,6 +212,7 @@ function userRoute(
       .map((name) => name.toLowerCase())
       .filter((name) => name !== '*'),
     clientIps: route.match.clientIps ?? [],
+    acceptProxyProtocol: route.acceptProxyProtocol?.from ?? null,
     draining: facts.draining[route.name] === true,
     action: userAction(route, endpoints),
     security: {
@@ -251,6 +253,7 @@ function userAction(route: Route, endpoints: Endpoint[]): UserRoute['action'] {
         })),
         balance: action.balance ?? 'round-robin',
         allowHalfOpen: action.allowHalfOpen ?? false,
+        sendProxyProtocol: action.sendProxyProtocol ?? null,
         tls: action.tls ? userTls(action.tls) : null,
       }
     case 'socket-handler': {

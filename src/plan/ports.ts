@@ -8,7 +8,9 @@ export interface Ownership {
   /** Runs of ports that `route` owns as a whole on `address` (null: every address without runs of its own). */
   runs: (Listen & { route: Route })[]
   /** Runs of TCP ports whose connections several routes share, or one that has to read first. */
-  shared: Listen[]
+  shared: (Listen & {
+    /** Clients may be behind a proxy: the sender of a packet is not who is counted. */ proxied: boolean
+  })[]
   /** For a route that would own a port but for a route that takes some of its connections: that other one. */
   contested: Map<Route, { port: number; by: Route }>
 }
@@ -39,9 +41,11 @@ function own(routes: Route[], protocol: 'tcp' | 'udp', { runs, shared, contested
     // 0: nobody; otherwise index + 1 in `ascending`.
     const owner = new Uint32Array(PORTS)
     const partial = new Uint32Array(PORTS)
+    const proxied = new Uint8Array(PORTS)
     ascending.forEach((route, i) => {
       for (const listen of listensOf(route)) {
         if (listen.address !== null && listen.address !== address) continue
+        if (route.acceptProxyProtocol) proxied.fill(1, listen.from, listen.to + 1)
         if (!matchesAll(route)) {
           partial.fill(i + 1, listen.from, listen.to + 1)
           continue
@@ -58,13 +62,14 @@ function own(routes: Route[], protocol: 'tcp' | 'udp', { runs, shared, contested
         end < PORTS &&
         owner[end] === own &&
         partial[end] === part &&
+        proxied[end] === proxied[port] &&
         (address !== null && own === wide[end]) === fallsThrough
       )
         end++
       const route = own > 0 ? ascending[own - 1]! : undefined
       if (route && part > 0) contested.set(route, contested.get(route) ?? { port, by: ascending[part - 1]! })
       else if (route && !fallsThrough) runs.push({ address, from: port, to: end - 1, protocol, route })
-      if (part > 0) shared.push({ address, from: port, to: end - 1, protocol })
+      if (part > 0) shared.push({ address, from: port, to: end - 1, protocol, proxied: proxied[port] === 1 })
       port = end
     }
     if (address === null) wide = owner

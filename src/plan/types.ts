@@ -98,8 +98,10 @@ export interface PlannedListener {
   /** Numeric address; "::" stands for both families. */
   address: string
   port: number
-  /** true: the first bytes are read before a route is chosen (a name, a PROXY header, TLS to terminate is not a reason by itself). */
+  /** true: the first bytes are read before a route is chosen (a name; TLS to terminate is not a reason by itself). */
   peek: boolean
+  /** Networks whose connections begin with a PROXY protocol header, before everything else: those that a route here trusts. */
+  trusted: string[]
   /** Names of the routes, best match first. */
   routes: string[]
 }
@@ -134,12 +136,16 @@ export interface UserRoute {
   domains: string[]
   /** Networks (base/addresses parseNetwork); empty: every client. */
   clientIps: string[]
+  /** Networks whose PROXY protocol header this route believes; null: nobody's. */
+  acceptProxyProtocol: string[] | null
   action:
     | {
         type: 'forward'
         targets: UserTarget[]
         balance: 'round-robin' | 'source-hash' | 'least-connections'
         allowHalfOpen: boolean
+        /** The header of that version is the first thing a target gets. */
+        sendProxyProtocol: 'v1' | 'v2' | null
         tls: UserTls | null
       }
     | {

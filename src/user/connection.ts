@@ -5,6 +5,7 @@ import type { ConnectionRecord } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { Slot } from './balance.ts'
 import type { Dials } from './dials.ts'
+import type { ProxyHeader } from './peek/proxy-header.ts'
 import { End, type Consumer, type Owner } from './end.ts'
 import type { Reported, Reporter } from './report.ts'
 import type { LiveRoute } from './route.ts'
@@ -54,6 +55,8 @@ export class Connection extends Timed implements Owner, Reported {
   serverName: string | undefined
   tls: ConnectionRecord['tls']
   targetName: string | null = null
+  /** What a trusted sender said, and who that was. */
+  proxy: { sender: string; header: ProxyHeader } | null = null
   /** On the timers' clock: the last byte in either direction. */
   activeAt: number
   announced = false
@@ -67,10 +70,11 @@ export class Connection extends Timed implements Owner, Reported {
 
   constructor(
     readonly services: Services,
-    readonly clientIp: string,
-    readonly clientPort: number,
+    /** Who is connected; from acceptHeader() on the client behind it. */
+    public clientIp: string,
+    public clientPort: number,
     /** Where the client connected to. */
-    readonly listener: string,
+    public listener: string,
     readonly port: number,
     consumer: Consumer,
   ) {
@@ -84,6 +88,17 @@ export class Connection extends Timed implements Owner, Reported {
   /** The 4 or 16 bytes of the client's address, for lists; most routes have none. */
   get clientBytes() {
     return (this.#clientBytes ??= ipBytes(this.clientIp))
+  }
+
+  /** A trusted sender has said for whom it speaks. Before the admission: limits, lists and records are the real client's. */
+  acceptHeader(header: ProxyHeader) {
+    this.proxy = { sender: formatEnd(this.clientIp, this.clientPort), header }
+    const { ends } = header
+    if (!ends) return
+    this.clientIp = ends.clientIp
+    this.clientPort = ends.clientPort
+    this.listener = formatEnd(ends.listenerIp, ends.listenerPort)
+    this.#clientBytes = undefined
   }
 
   // ---- admission ----
@@ -172,6 +187,7 @@ export class Connection extends Timed implements Owner, Reported {
       bytesIn,
       bytesOut,
     }
+    if (this.proxy) record.proxy = this.proxy.sender
     if (this.serverName !== undefined) record.serverName = this.serverName
     if (this.tls) record.tls = this.tls
     if (this.settled) {

@@ -76,6 +76,8 @@ function contextOf(connection: Connection) {
     routeName: route!.name,
     clientIp: connection.clientIp,
     clientPort: connection.clientPort,
+    /** The trusted sender of the PROXY header that named the client. */
+    proxy: connection.proxy?.sender ?? null,
     serverIp: client.socket?.localAddress ?? null,
     port: connection.port,
     domain: connection.serverName ?? null,

@@ -6,6 +6,7 @@ import type { CheckResult, HealthCheck } from '../channel/messages.ts'
 import { connectEnd, isConnected, isOurs } from './connect.ts'
 import { End, secureHandlers, type Consumer, type Owner } from './end.ts'
 import { peekHttpStatus } from './peek/http-status.ts'
+import { localHeader } from './peek/proxy-header.ts'
 import { Timed, type Timers } from './timers.ts'
 
 /** Checks of many targets must not meet, and those of many gateways must not meet at one target. */
@@ -122,9 +123,10 @@ class Check extends Timed implements Owner {
   }
 
   connected(end: End) {
-    const { type } = this.spec
-    if (type === 'tcp') this.end(null)
-    else if (type === 'tls') this.#handshake(end)
+    const { type, sendProxyProtocol } = this.spec
+    if (type === 'tcp') return this.end(null)
+    if (sendProxyProtocol) end.send(localHeader(sendProxyProtocol))
+    if (type === 'tls') this.#handshake(end)
     else {
       end.consumer = answering
       end.send(Buffer.from(requestOf(this.spec, type.http), 'latin1'))

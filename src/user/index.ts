@@ -14,11 +14,11 @@ import type { End } from './end.ts'
 import { HealthChecks } from './health.ts'
 import { Listener, plainIp } from './listen.ts'
 import { opening } from './opening.ts'
-import { chooseUnread, peek } from './peek.ts'
+import { chooseUnread, peek, readProxyHeader } from './peek.ts'
 import { leaveRelay, useRelay } from './relay.ts'
 import { Reporter } from './report.ts'
 import { LiveRoute } from './route.ts'
-import { Counters, Everyone } from './security.ts'
+import { Counters, Everyone, NetworkList } from './security.ts'
 import { Timed, Timers } from './timers.ts'
 
 export type Log = (
@@ -172,6 +172,7 @@ export class UserPlane implements Services {
       }
       listener.plan = planned
       listener.routes = routes
+      listener.trusted = new NetworkList(planned.trusted)
     }
     for (const fd of descriptors.values()) native().sluice_close(fd)
     descriptors.clear()
@@ -206,7 +207,9 @@ export class UserPlane implements Services {
       if (this.#descriptorsUsed > this.#descriptorsMax) {
         this.reporter.refused(listener.routes[0]?.name ?? '', 'descriptors')
         connection.discard()
-      } else if (listener.plan.peek) peek(connection, listener.routes)
+      } else if (!listener.trusted.empty && listener.trusted.has(connection.clientBytes))
+        readProxyHeader(connection, listener.routes, listener.plan.peek)
+      else if (listener.plan.peek) peek(connection, listener.routes)
       else chooseUnread(connection, listener.routes)
     } catch (error) {
       connection.crashed(error)

@@ -4,11 +4,14 @@ import { canonicalIp, formatEnd } from '../base/addresses.ts'
 import type { PlannedListener } from '../plan/types.ts'
 import { endHandlers, type End } from './end.ts'
 import type { LiveRoute } from './route.ts'
+import { NetworkList } from './security.ts'
 
 export type OnAccept = (listener: Listener, socket: Socket<End>) => void
 
 export class Listener {
   routes: readonly LiveRoute[] = []
+  /** Senders whose connections begin with a PROXY header. */
+  trusted = NOBODY
   readonly #listening: TCPSocketListener<Listener>
 
   /** Owns the descriptor from here on. Throws when it is no listening socket. */
@@ -31,6 +34,8 @@ export class Listener {
     return formatEnd(address === '::' || address === '0.0.0.0' ? plainIp(socket.localAddress) : address, port)
   }
 }
+
+const NOBODY = new NetworkList([])
 
 /** Shared by all listeners: until it is accepted, a socket's data is its Listener. */
 const acceptHandlers = {

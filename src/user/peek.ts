@@ -7,8 +7,20 @@ import type { Consumer, End } from './end.ts'
 import { clientGone } from './opening.ts'
 import { peekClientHello } from './peek/client-hello.ts'
 import { peekHttpHead } from './peek/http-head.ts'
+import { peekProxyHeader } from './peek/proxy-header.ts'
 import type { LiveRoute } from './route.ts'
 import { selectRoute, type FirstBytes } from './select.ts'
+
+/** A trusted sender: its PROXY header comes before everything else, and says who the client is. A route that does not trust
+ *  this sender gets none of its connections: its lists and limits would be the sender's to evade.
+ *  @param peeks the listener reads a name after it. */
+export function readProxyHeader(connection: Connection, routes: readonly LiveRoute[], peeks: boolean) {
+  const trusting = routes.filter((route) => route.trusted.has(connection.clientBytes))
+  if (trusting.length === 0) return connection.settle('no_route')
+  routesOf.set(connection, trusting)
+  connection.client.consumer = peeks ? headerThenName : headerOnly
+  arm(connection, trusting)
+}
 
 /** Chooses a route by address alone. */
 export function chooseUnread(connection: Connection, routes: readonly LiveRoute[]) {
@@ -20,13 +32,49 @@ export function peek(connection: Connection, routes: readonly LiveRoute[]) {
   if (routes.length === 0) return connection.settle('no_route')
   routesOf.set(connection, routes)
   connection.client.consumer = peeking
-  connection.arm(Math.max(...routes.map((route) => route.plan.timeoutsMs.firstByte)), silent)
+  arm(connection, routes)
+}
+
+function arm(connection: Connection, routes: readonly LiveRoute[]) {
+  connection.arm(Math.max(0, ...routes.map((route) => route.plan.timeoutsMs.firstByte)), silent)
 }
 
 /** Those the listener had when the connection came. */
 const routesOf = new WeakMap<Connection, readonly LiveRoute[]>()
 
 const silent = (connection: Connection) => connection.settle('first_byte_timeout')
+
+const headerConsumer = (then: (connection: Connection, routes: readonly LiveRoute[]) => void): Consumer => ({
+  received(end, bytes) {
+    end.hold(bytes)
+    const connection = of(end)
+    const peeked = peekProxyHeader(end.peekHeld())
+    if (peeked.verdict === 'more') return // bounded: above its limit the verdict is 'no'
+    if (peeked.verdict === 'no') return connection.settle('malformed_proxy_header')
+    const { header } = peeked
+    const rest = end.peekHeld().subarray(header.length)
+    end.takeHeld()
+    // The sender's words are no payload of the client.
+    end.received -= header.length
+    if (rest.length > 0) end.hold(rest)
+    connection.acceptHeader(header)
+    then(connection, routesOf.get(connection)!)
+  },
+  ended(end) {
+    of(end).settle(end.heldBytes > 0 ? 'malformed_proxy_header' : 'closed_before_data')
+  },
+  drained() {},
+  closed(end, error) {
+    clientGone(of(end), error)
+  },
+})
+
+const headerOnly = headerConsumer(chooseUnread)
+const headerThenName = headerConsumer((connection) => {
+  // Under the same deadline.
+  connection.client.consumer = peeking
+  if (connection.client.heldBytes > 0) decide(connection.client)
+})
 
 const peeking: Consumer = {
   received(end, bytes) {

@@ -16,6 +16,8 @@ export class LiveRoute implements Choice, Guard {
   readonly name: string
   readonly domains: readonly string[]
   readonly clients: NetworkList
+  /** Whose PROXY header it believes. */
+  readonly trusted: NetworkList
   readonly byHost: boolean
   readonly needsTls: boolean
   readonly rules: UserRoute['security']
@@ -47,6 +49,7 @@ export class LiveRoute implements Choice, Guard {
     this.name = plan.name
     this.domains = plan.domains
     this.clients = new NetworkList(plan.clientIps)
+    this.trusted = new NetworkList(plan.acceptProxyProtocol ?? [])
     this.tls = action.type === 'block' ? null : action.tls
     this.terminates = this.tls !== null && this.tls.mode !== 'passthrough'
     this.byHost = action.type === 'redirect' && !this.terminates

@@ -248,7 +248,7 @@ describe('listeners', () => {
       forward('off', 443, {}, { enabled: false, priority: 9 }),
     ])
     expect(listeners).toEqual([
-      { key: '[::]:443', address: '::', port: 443, peek: true, routes: ['first', 'exact', 'wild', 'any'] },
+      { key: '[::]:443', address: '::', port: 443, peek: true, trusted: [], routes: ['first', 'exact', 'wild', 'any'] },
     ])
   })
   test('a range over 256 ports has no twins', () =>

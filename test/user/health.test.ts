@@ -37,6 +37,7 @@ const check = (port: number, more: Partial<HealthCheck> = {}): HealthCheck => ({
   port,
   type: 'tcp',
   name: null,
+  sendProxyProtocol: null,
   intervalMs: INTERVAL_MS,
   timeoutMs: 1000,
   ...more,

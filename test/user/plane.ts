@@ -26,6 +26,7 @@ export function route(name: string, overrides: Overrides): UserRoute {
     carrier: 'user',
     domains: [],
     clientIps: [],
+    acceptProxyProtocol: null,
     draining: false,
     action: { type: 'block' },
     keepAlive: { idleS: 60, intervalS: 15, count: 5 },
@@ -60,6 +61,7 @@ export const forward = (
   targets: typeof targets === 'number' ? [target(targets)] : targets,
   balance: 'round-robin',
   allowHalfOpen: false,
+  sendProxyProtocol: null,
   tls: null,
   ...more,
 })
@@ -97,13 +99,16 @@ export async function open(
   routes: UserRoute[],
   options: {
     peek?: boolean
-    listeners?: { routes: string[]; peek: boolean; address?: string }[]
+    trusted?: string[]
+    listeners?: { routes: string[]; peek: boolean; trusted?: string[]; address?: string }[]
     certificates?: Record<string, { cert: string; key: string }>
     configFile?: string
     limits?: Limits
   } = {},
 ): Promise<Bench> {
-  const wanted = options.listeners ?? [{ routes: routes.map((one) => one.name), peek: options.peek ?? false }]
+  const wanted = options.listeners ?? [
+    { routes: routes.map((one) => one.name), peek: options.peek ?? false, trusted: options.trusted },
+  ]
   const fds = new Map<number, number>()
   const listeners = wanted.map((one, i) => {
     const address = one.address ?? '127.0.0.1'
@@ -111,7 +116,8 @@ export async function open(
     if (fd < 0) throw new Error(`errno ${-fd}`)
     fds.set(i + 1, fd)
     const port = native().sluice_port(fd)
-    return { key: `${address}:${port}`, address, port, peek: one.peek, routes: one.routes, descriptor: i + 1 }
+    const { peek, routes, trusted = [] } = one
+    return { key: `${address}:${port}`, address, port, peek, trusted, routes, descriptor: i + 1 }
   })
   let wake = () => {}
   const bench = {
