@@ -1,5 +1,6 @@
 // What the certificate tests share: a directory of their own, and openssl, which decides whether a certificate is good.
 import { mkdtemp, rm } from 'node:fs/promises'
+import { isIP } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -22,4 +23,16 @@ export async function run(...args: string[]): Promise<string> {
   const { code, output } = await openssl(...args)
   if (code !== 0) throw new Error(`openssl ${args.join(' ')}: ${output}`)
   return output
+}
+
+/** A certificate for these names and addresses that signs itself, as PEM. */
+export async function signed(names: string[]): Promise<{ cert: string; key: string }> {
+  await using directory = await temporaryDirectory()
+  const [key, cert] = ['key', 'cert'].map((name) => join(directory.path, name)) as [string, string]
+  const subjects = names.map((name) => (isIP(name) ? `IP:${name}` : `DNS:${name}`))
+  await run(
+    ...['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2'],
+    ...['-subj', `/CN=${names[0]}`, '-addext', `subjectAltName=${subjects.join()}`, '-keyout', key, '-out', cert],
+  )
+  return { cert: await Bun.file(cert).text(), key: await Bun.file(key).text() }
 }
