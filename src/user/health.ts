@@ -124,9 +124,10 @@ class Check extends Timed implements Owner {
 
   connected(end: End) {
     const { type, sendProxyProtocol } = this.spec
-    if (type === 'tcp') return this.end(null)
+    // Also where nothing else is said: what expects a header logs each connection without one as an error.
     if (sendProxyProtocol) end.send(localHeader(sendProxyProtocol))
-    if (type === 'tls') this.#handshake(end)
+    if (type === 'tcp') this.end(null)
+    else if (type === 'tls') this.#handshake(end)
     else {
       end.consumer = answering
       end.send(Buffer.from(requestOf(this.spec, type.http), 'latin1'))
