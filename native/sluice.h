@@ -42,7 +42,8 @@ int sluice_send_syn(int family, const uint8_t *src, uint16_t sport, const uint8_
 int sluice_connect(const char *address, uint16_t port);
 /* Connects to a unix stream socket; there is no "still connecting": -EAGAIN when its backlog is full. */
 int sluice_connect_unix(const char *path);
-/* TCP keepalive of one socket; idle_s 0 turns it off. The caller keeps the descriptor. */
+/* TCP keepalive of one socket; idle_s 0 turns it off. A peer that has vanished is noticed idle_s + count * interval_s after
+ * its last sign, also while data waits for its acknowledgement (there 15 s at least). The caller keeps the descriptor. */
 int sluice_keepalive(int fd, int idle_s, int interval_s, int count);
 
 /* ---- conntrack (conntrack.c) ---- */
