@@ -69,9 +69,10 @@ export class Certificates {
   }
 }
 
-/** A route for every name ("*", or no domains) cannot have a certificate for every name; it gets those the machine itself has. */
+/** Of a route's domains those that a certificate can carry. A route for every name ("*", or no domains), or for patterns that
+ *  no certificate knows ("example.*"), gets those the machine itself has. */
 function selfSignedNames(domains: string[]): string[] {
-  const names = domains.filter((name) => name !== '*')
+  const names = domains.filter((name) => certificateName(name) !== undefined)
   if (names.length) return names
   const own = hostname()
   return ['localhost', ...(certificateName(own) ? [own] : []), '127.0.0.1', '::1']

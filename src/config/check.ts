@@ -121,10 +121,9 @@ function checkRoute(route: Route, path: string): Problem[] {
     problems.push({ path: `${path}.${where}`, message, remedy })
   const { action, match } = route
   const tls = 'tls' in action ? action.tls : undefined
-  const domains = match.domains !== undefined && !(match.domains === '*')
 
   if (match.protocol === 'udp') problems.push(...checkUdp(route, path))
-  if (domains && !tls && action.type !== 'redirect' && action.type !== 'block')
+  if (readsName(route) && !tls && action.type !== 'redirect' && action.type !== 'block')
     add(
       'match.domains',
       'a name can only be read from TLS, or from HTTP for a redirect',
@@ -232,12 +231,15 @@ function checkUdp(route: Route, path: string): Problem[] {
   return problems
 }
 
+/** Its connections are told by a name in their first bytes. */
+export const readsName = ({ match }: Route) => [match.domains ?? '*'].flat().some((name) => name !== '*')
+
 /** Why the kernel could never carry the route, whatever the machine; undefined when it could. Shared with plan by its words. */
 export function neverKernel(route: Route): string | undefined {
   const { action, match } = route
   if (action.type !== 'forward') return `a ${action.type} is done in user space`
   if (action.tls && action.tls.mode !== 'passthrough') return 'TLS ends here'
-  if (match.domains !== undefined && match.domains !== '*') return 'the server name has to be read'
+  if (readsName(route)) return 'the server name has to be read'
   if (route.acceptProxyProtocol) return 'a PROXY protocol header has to be read'
   if (action.sendProxyProtocol) return 'a PROXY protocol header has to be sent'
   if (match.clientIps) return 'clients are told apart in user space'

@@ -1,7 +1,8 @@
 // The shape of a configuration, once: the types, the checks that need one field only, the defaults and the JSON Schema
 // all come from here. What needs two fields or two routes is in check.ts.
 import { z } from 'zod'
-import { isCidrOrRange, isHostName, isIp, parseTarget } from '../base/addresses.ts'
+import { isCidrOrRange, isIp, parseTarget } from '../base/addresses.ts'
+import { isNamePattern } from '../base/names.ts'
 import { parseDuration, parseRate } from '../base/units.ts'
 
 // Names travel into nft comments, metrics labels and URLs: one alphabet that is harmless in all three.
@@ -61,9 +62,9 @@ const network = z.string().refine(isCidrOrRange, {
 const domain = z
   .string()
   .max(253)
-  .refine((name) => isHostName(name.replace(/^\*\./, '')) || name === '*', {
-    error: 'not a host name',
-    params: { remedy: 'a name such as "example.com", "*.example.com" or "*"' },
+  .refine(isNamePattern, {
+    error: 'not a host name or a pattern of one',
+    params: { remedy: 'such as "example.com", "*.example.com", "api-*.example.com", "example.*" or "*"' },
   })
 const rate = z.string().refine((value) => parseRate(value) !== undefined, {
   error: 'not a rate',
@@ -264,7 +265,9 @@ export const routeSchema = z.strictObject({
       domains: z
         .union([domain, z.array(domain).min(1).max(1024)])
         .optional()
-        .describe('Server names (TLS) or Host names (redirect): exact, *.example.com or *. Default: all.'),
+        .describe(
+          'Server names (TLS) or Host names (redirect): exact, or with "*" such as *.example.com, example.* or api-*.example.com. Default: all.',
+        ),
       addresses: z.array(address).min(1).max(256).optional().describe('Local addresses to listen on. Default: all.'),
       clientIps: z.array(network).min(1).max(4096).optional().describe('Clients this route is for. Default: all.'),
       protocol: z.enum(['tcp', 'udp']).optional().describe('Protocol; udp only with the kernel carrier. Default tcp.'),

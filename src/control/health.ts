@@ -197,6 +197,6 @@ function checkOf(route: Route, health: Health, endpoint: Endpoint): HealthCheck 
 /** What a client would ask this target for: some answer nobody who does not name them. */
 function nameOf(route: Route, { name }: Endpoint): string | null {
   const action = route.action as Forward
-  const domain = [route.match.domains ?? []].flat().find((one) => !one.startsWith('*'))
+  const domain = [route.match.domains ?? []].flat().find((one) => !one.includes('*'))
   return action.tls?.upstream?.serverName ?? name ?? domain ?? null
 }

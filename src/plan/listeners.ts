@@ -1,5 +1,7 @@
 // Which listening sockets the routes need, and in which order the routes of one are tried. Pure.
 import { canonicalIp, formatEnd } from '../base/addresses.ts'
+import { narrowness } from '../base/names.ts'
+import { readsName } from '../config/check.ts'
 import type { Route } from '../config/schema.ts'
 import type { Listen, Plan, PlannedListener } from './types.ts'
 
@@ -8,15 +10,12 @@ export const TWIN_PORTS_MAX = 256
 
 export const ANY = '::'
 
-const needsName = ({ match }: Route) =>
-  match.domains !== undefined && [match.domains].flat().some((name) => name !== '*')
-
 /** The bytes of a connection to this route's ports have to be seen before a route can be chosen. */
-export const needsPeek = (route: Route) => needsName(route) || route.acceptProxyProtocol !== undefined
+export const needsPeek = (route: Route) => readsName(route) || route.acceptProxyProtocol !== undefined
 
 /** What of it has to be read, for an operator. */
 export const whatIsRead = (route: Route) =>
-  [route.acceptProxyProtocol && 'PROXY protocol header', needsName(route) && 'server name']
+  [route.acceptProxyProtocol && 'PROXY protocol header', readsName(route) && 'server name']
     .filter(Boolean)
     .join(' and ')
 
@@ -53,7 +52,7 @@ export function listeners(routes: Route[]): PlannedListener[] {
     key,
     address: one.address,
     port: one.port,
-    peek: one.routes.some(needsName),
+    peek: one.routes.some(readsName),
     trusted: [...new Set(one.routes.flatMap((route) => route.acceptProxyProtocol?.from ?? []))],
     routes: bySpecificity(one.routes).map((route) => route.name),
   }))
@@ -72,20 +71,25 @@ export function reservations(routes: Route[]): Plan['reservations'] {
   return [...byKey.values()]
 }
 
-/** Higher priority, then the narrower match: exact name, wildcard, any; told-apart clients before all; an address before none. */
+/** Higher priority, then the narrower match: exact name, the wildcard that says more, any; told-apart clients before all; an
+ *  address before none; fewer ports. A connection gets the first of these whose pattern fits its name best (user/select.ts). */
 export function bySpecificity(routes: Route[]): Route[] {
   if (routes.length < 2) return routes
   // The keys once for each route, not for each comparison.
   return routes
-    .map((route) => ({ route, priority: route.priority ?? 0, narrow: specificity(route), ports: portCount(route) }))
-    .sort((a, b) => b.priority - a.priority || b.narrow - a.narrow || a.ports - b.ports)
+    .map((route) => ({
+      route,
+      priority: route.priority ?? 0,
+      name: nameOf(route),
+      rest: rest(route),
+      ports: portCount(route),
+    }))
+    .sort((a, b) => b.priority - a.priority || b.name - a.name || b.rest - a.rest || a.ports - b.ports)
     .map(({ route }) => route)
 }
 
 const portCount = (route: Route) => listensOf(route).reduce((sum, listen) => sum + listen.to - listen.from + 1, 0)
 
-function specificity(route: Route): number {
-  const domains = [route.match.domains ?? '*'].flat()
-  const name = domains.every((domain) => !domain.includes('*')) ? 2 : domains.includes('*') ? 0 : 1
-  return name * 4 + (route.match.clientIps ? 2 : 0) + (route.match.addresses ? 1 : 0)
-}
+/** Of its narrowest pattern. */
+const nameOf = ({ match }: Route) => Math.max(...[match.domains ?? '*'].flat().map(narrowness))
+const rest = ({ match }: Route) => (match.clientIps ? 2 : 0) + (match.addresses ? 1 : 0)

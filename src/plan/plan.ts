@@ -2,7 +2,7 @@
 // input gives the same plan on every machine; what depends on the machine is in `facts`.
 import { familyOf, isLoopback } from '../base/addresses.ts'
 import { parseDuration, parseRate } from '../base/units.ts'
-import { neverKernel } from '../config/check.ts'
+import { neverKernel, readsName } from '../config/check.ts'
 import type { Config, Route, Timeouts } from '../config/schema.ts'
 import { emptyState, kernelState, limitsOfAll, withEndpoints } from './kernel-state.ts'
 import { endpointsOf } from './endpoints.ts'
@@ -207,10 +207,8 @@ function userRoute(
   return {
     name: route.name,
     carrier,
-    domains: [route.match.domains ?? []]
-      .flat()
-      .map((name) => name.toLowerCase())
-      .filter((name) => name !== '*'),
+    domains: readsName(route) ? [route.match.domains!].flat().map((name) => name.toLowerCase()) : [],
+    priority: route.priority ?? 0,
     clientIps: route.match.clientIps ?? [],
     acceptProxyProtocol: route.acceptProxyProtocol?.from ?? null,
     draining: facts.draining[route.name] === true,

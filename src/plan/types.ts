@@ -132,8 +132,10 @@ export interface UserRoute {
   carrier: 'splice' | 'user'
   /** New connections are refused: an operator drains it. */
   draining: boolean
-  /** Lower-case patterns: exact, "*.example.com"; empty: every name, or none. */
+  /** Lower-case patterns (base/names.ts); empty: every name, or none. */
   domains: string[]
+  /** Higher goes before narrower. */
+  priority: number
   /** Networks (base/addresses parseNetwork); empty: every client. */
   clientIps: string[]
   /** Networks whose PROXY protocol header this route believes; null: nobody's. */

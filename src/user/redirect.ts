@@ -1,10 +1,10 @@
 // The gateway answers itself: one HTTP redirect, then the connection is over. What the client sent goes into the answer only
 // after it was checked to be a host and a path (peek/http-head.ts).
+import { matchesName } from '../base/names.ts'
 import { of, type Connection } from './connection.ts'
 import type { Consumer } from './end.ts'
 import { clientGone, leftEarly } from './opening.ts'
 import { peekHttpHead } from './peek/http-head.ts'
-import { matchesDomain } from './select.ts'
 
 export function answerRedirect(connection: Connection) {
   connection.client.consumer = readingHead
@@ -43,7 +43,7 @@ function readHead(connection: Connection) {
   const { host, path } = peeked.head
   const { action, domains } = connection.route!.plan
   if (action.type !== 'redirect') return
-  if (!connection.tls && domains.length > 0 && !domains.some((pattern) => matchesDomain(pattern, host)))
+  if (!connection.tls && domains.length > 0 && !domains.some((pattern) => matchesName(pattern, host)))
     return connection.settle('no_route')
   if (host === undefined && action.to.includes('{host}')) return respond(connection, response(400))
   const to = fill(action.to, { host: host ?? '', port: String(connection.port), path })

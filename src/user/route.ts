@@ -8,13 +8,15 @@ import type { RefusalReason } from '../connections/reasons.ts'
 import { Balancer } from './balance.ts'
 import { loadHandler, type Invoke } from './handler-module.ts'
 import { Counters, NetworkList, Rate, type Guard } from './security.ts'
-import type { Choice } from './select.ts'
+import { narrowestOf, type Choice } from './select.ts'
 
 export type Certificate = { cert: string; key: string }
 
 export class LiveRoute implements Choice, Guard {
   readonly name: string
   readonly domains: readonly string[]
+  readonly priority: number
+  readonly narrowest: number
   readonly clients: NetworkList
   /** Whose PROXY header it believes. */
   readonly trusted: NetworkList
@@ -48,6 +50,8 @@ export class LiveRoute implements Choice, Guard {
     const { action, security } = plan
     this.name = plan.name
     this.domains = plan.domains
+    this.priority = plan.priority
+    this.narrowest = narrowestOf(plan.domains)
     this.clients = new NetworkList(plan.clientIps)
     this.trusted = new NetworkList(plan.acceptProxyProtocol ?? [])
     this.tls = action.type === 'block' ? null : action.tls

@@ -1,9 +1,13 @@
-// Which route a connection gets: the listener's routes in the plan's order, first match wins. Security is no part of it: a
-// blocked client does not fall through to the next route.
+// Which route a connection gets: of those with the highest priority, the one whose pattern says most of the name; of several,
+// the first in the plan's order. Security is no part of it: a blocked client does not fall through to the next route.
+import { matchesName, narrowness } from '../base/names.ts'
 import type { NetworkList } from './security.ts'
 
 export interface Choice {
+  readonly priority: number
   readonly domains: readonly string[]
+  /** Of its narrowest pattern. */
+  readonly narrowest: number
   readonly clients: NetworkList
   /** The route reads HTTP and not TLS: its domains mean the Host header. */
   readonly byHost: boolean
@@ -19,18 +23,27 @@ export interface Caller {
   readonly clientBytes: Uint8Array
 }
 
+/** @param routes in the plan's order: by priority, then by their narrowest pattern, those for some clients before the others. */
 export function selectRoute<T extends Choice>(
   routes: readonly T[],
   first: FirstBytes,
   name: string | undefined,
   client: Caller,
 ): T | undefined {
-  return routes.find(
-    (route) =>
-      speaks(route, first) &&
-      (route.clients.empty || route.clients.has(client.clientBytes)) &&
-      matchesName(route.domains, first === 'unread' ? undefined : name, first),
-  )
+  let best: T | undefined
+  let bestFit = -1
+  for (const route of routes) {
+    if (best && (route.priority !== best.priority || route.narrowest < bestFit)) break
+    if (!speaks(route, first)) continue
+    const fit = fitOf(route.domains, first, name)
+    if (fit < bestFit || (fit === bestFit && (!best || route.clients.empty || !best.clients.empty))) continue
+    if (!route.clients.empty && !route.clients.has(client.clientBytes)) continue
+    // What follows has no narrower pattern than this one.
+    if (fit === route.narrowest) return route
+    best = route
+    bestFit = fit
+  }
+  return best
 }
 
 function speaks(route: Choice, first: FirstBytes): boolean {
@@ -40,16 +53,14 @@ function speaks(route: Choice, first: FirstBytes): boolean {
   return first === 'http' || !route.byHost
 }
 
-function matchesName(patterns: readonly string[], name: string | undefined, first: FirstBytes): boolean {
+/** How narrow the pattern is that the name matches; -1: none does. */
+function fitOf(patterns: readonly string[], first: FirstBytes, name: string | undefined): number {
   // Where nothing was read, a redirect checks the Host header itself.
-  if (patterns.length === 0 || first === 'unread') return true
-  return patterns.some((pattern) => matchesDomain(pattern, name))
+  if (patterns.length === 0 || first === 'unread') return 0
+  let fit = -1
+  for (const pattern of patterns) if (matchesName(pattern, name)) fit = Math.max(fit, narrowness(pattern))
+  return fit
 }
 
-/** "*" is any name or none; "*.example.com" is every name below example.com, at any depth, and not example.com itself. */
-export function matchesDomain(pattern: string, name: string | undefined): boolean {
-  if (pattern === '*') return true
-  if (name === undefined) return false
-  if (!pattern.startsWith('*.')) return pattern === name
-  return name.length > pattern.length - 1 && name.endsWith(pattern.slice(1))
-}
+/** Of a route with these patterns; without any it takes every name. */
+export const narrowestOf = (patterns: readonly string[]) => Math.max(0, ...patterns.map(narrowness))

@@ -25,6 +25,7 @@ export function route(name: string, overrides: Overrides): UserRoute {
     name,
     carrier: 'user',
     domains: [],
+    priority: 0,
     clientIps: [],
     acceptProxyProtocol: null,
     draining: false,

@@ -5,7 +5,6 @@ import { RATE_CLIENTS_MAX } from '../../src/base/limits.ts'
 import { Balancer } from '../../src/user/balance.ts'
 import { fill } from '../../src/user/redirect.ts'
 import { Everyone, NetworkList, Rate } from '../../src/user/security.ts'
-import { matchesDomain } from '../../src/user/select.ts'
 import { Timed, Timers } from '../../src/user/timers.ts'
 import { client, connected, echo, forward, gone, open, readAll, reasons, route, server, target } from './plane.ts'
 
@@ -137,25 +136,6 @@ test('I8: a rate remembers a bounded number of clients, and forgets those that h
   expect([rate.take('x', 2000), rate.take('x', 2000)]).toEqual([true, false]) // half a second fills in one of two a second
   for (let i = 0; i < RATE_CLIENTS_MAX; i++) rate.take('y', 9000 + i * 1000)
   expect(rate.clients).toBe(1)
-})
-
-test('E2: names', () => {
-  const yes = [
-    ['a.test', 'a.test'],
-    ['*.a.test', 'x.a.test'],
-    ['*.a.test', 'y.x.a.test'],
-    ['*', 'a'],
-    ['*', undefined],
-  ] as const
-  const no = [
-    ['a.test', 'b.a.test'],
-    ['*.a.test', 'a.test'],
-    ['*.a.test', '.a.test'],
-    ['*.a.test', 'xa.test'],
-    ['a.test', undefined],
-  ] as const
-  expect(yes.filter(([pattern, name]) => !matchesDomain(pattern, name))).toEqual([])
-  expect(no.filter(([pattern, name]) => matchesDomain(pattern, name))).toEqual([])
 })
 
 test('E8: a client that no route wants is closed at once, 20 times', async () => {
