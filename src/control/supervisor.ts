@@ -1,6 +1,7 @@
 // Control's view of its worker process: start it, pass it descriptors and plans, start the next one when it dies. The
 // listening sockets are control's, so their backlog waits meanwhile and nobody is refused.
 import { readFile } from 'node:fs/promises'
+import { TIMER_MS_MAX } from '../base/units.ts'
 import { Channel, closeEnds, openEnds } from '../channel/channel.ts'
 import type { HealthCheck, ToControl, ToWorker, WorkerPlan } from '../channel/messages.ts'
 import { selfArguments } from '../config/load.ts'
@@ -161,7 +162,7 @@ export class Supervisor {
     if (!child || !this.#channel) return
     const { promise, resolve } = Promise.withResolvers<void>()
     this.#stopped = resolve
-    const timer = setTimeout(resolve, graceMs + 1000)
+    const timer = setTimeout(resolve, Math.min(graceMs + 1000, TIMER_MS_MAX))
     this.#channel.send({ type: 'stop', graceMs })
     await promise
     clearTimeout(timer)

@@ -1,5 +1,6 @@
 // Deadlines for very many connections: one coarse wheel instead of a timer each. Arming and disarming link and unlink a
-// node, so a phase of a connection costs no allocation; the interval runs only while something is armed.
+// node, so a phase of a connection costs no allocation; the interval runs only while something is armed. Deadlines of
+// connections that came together need no jitter: one turn of the loop ends them all, and a tick is no thundering herd.
 import { TIMER_TICK_MS } from '../base/limits.ts'
 
 const SLOTS = 1024
@@ -25,6 +26,9 @@ export class Timers {
   #interval: Timer | undefined
   readonly #slots: (Timed | null)[] = new Array(SLOTS).fill(null)
 
+  /** @param clock milliseconds that are never set back; tests have one of their own, and call advance(). */
+  constructor(private readonly clock: () => number = () => performance.now()) {}
+
   get armed() {
     return this.#armed
   }
@@ -33,7 +37,7 @@ export class Timers {
     if (timed.due > 0) this.#unlink(timed)
     else if (this.#armed++ === 0) this.#start()
     // From the real clock: after a blocked loop the last tick is older than it says, and a deadline would come early.
-    timed.due = Math.floor((performance.now() - this.#origin + ms) / TIMER_TICK_MS) + 1
+    timed.due = Math.floor((this.clock() - this.#origin + ms) / TIMER_TICK_MS) + 1
     this.#link(timed)
   }
 
@@ -44,10 +48,15 @@ export class Timers {
     if (--this.#armed === 0) this.#stop()
   }
 
+  /** How long ago it should have expired; 0: it is not due yet, or not armed. */
+  overdueMs(timed: Timed): number {
+    return timed.due === 0 ? 0 : Math.max(0, this.clock() - this.#origin - timed.due * TIMER_TICK_MS)
+  }
+
   #start() {
-    this.#origin = performance.now() - this.now
+    this.#origin = this.clock() - this.now
     this.#tick = Math.floor(this.now / TIMER_TICK_MS)
-    this.#interval ??= setInterval(() => this.#advance(), TIMER_TICK_MS)
+    this.#interval ??= setInterval(() => this.advance(), TIMER_TICK_MS)
   }
 
   #stop() {
@@ -55,8 +64,9 @@ export class Timers {
     this.#interval = undefined
   }
 
-  #advance() {
-    const target = Math.floor((performance.now() - this.#origin) / TIMER_TICK_MS)
+  /** Lets what is due expire. The interval calls it. */
+  advance() {
+    const target = Math.floor((this.clock() - this.#origin) / TIMER_TICK_MS)
     this.now = target * TIMER_TICK_MS
     while (this.#tick < target && this.#armed > 0) {
       this.#tick++
