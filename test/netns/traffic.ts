@@ -26,6 +26,12 @@ function randomBlock(): Buffer {
 
 const digests = new Map<string, string>()
 
+/** What that stream has from this byte on, as far as it is in one piece. */
+export function streamFrom(direction: Direction, at: number, end: number): Buffer {
+  const from = at % MIB
+  return blocks[direction].subarray(from, Math.min(MIB, from + end - at))
+}
+
 /** SHA-256 of the first `bytes` of the endless stream that `direction` carries. */
 export function digestOf(direction: Direction, bytes: number): string {
   const key = `${direction} ${bytes}`
