@@ -34,7 +34,7 @@ const DESCRIPTORS_EACH = 2
 const DESCRIPTORS_MORE_SPLICED = 4
 
 export class UserPlane implements Services {
-  readonly timers = new Timers()
+  readonly timers: Timers
   readonly table = new Map<string, Connection>()
   readonly reporter: Reporter
   readonly dials: Dials
@@ -63,8 +63,9 @@ export class UserPlane implements Services {
       checked?(results: CheckResult[]): void
       log: Log
     },
-    options: { idPrefix: string; configFile?: string },
+    options: { idPrefix: string; configFile?: string; timers?: Timers },
   ) {
+    this.timers = options.timers ?? new Timers()
     this.reporter = new Reporter((events) => out.report(events))
     this.dials = new Dials((dials) => out.dialed?.(dials))
     this.#checks = new HealthChecks({

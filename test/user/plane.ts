@@ -7,6 +7,7 @@ import type { DialReport } from '../../src/channel/messages.ts'
 import type { ConnectionEvents, ConnectionRecord } from '../../src/connections/record.ts'
 import type { Limits, UserRoute, UserTarget } from '../../src/plan/types.ts'
 import { UserPlane, type Problem } from '../../src/user/index.ts'
+import type { Timers } from '../../src/user/timers.ts'
 
 export const target = (port: number, weight = 1): UserTarget => ({
   host: { kind: 'ip', address: '127.0.0.1' },
@@ -105,6 +106,7 @@ export async function open(
     certificates?: Record<string, { cert: string; key: string }>
     configFile?: string
     limits?: Limits
+    timers?: Timers
   } = {},
 ): Promise<Bench> {
   const wanted = options.listeners ?? [
@@ -139,7 +141,8 @@ export async function open(
   const log = (level: string, message: string, fields?: object) =>
     bench.logged.push(`${level} ${message} ${JSON.stringify(fields ?? {})}`)
   const dialed = (dials: DialReport[]) => void bench.dials.push(...dials)
-  bench.plane = new UserPlane({ report, dialed, log }, { idPrefix: 'w1-', configFile: options.configFile })
+  const { configFile, timers } = options
+  bench.plane = new UserPlane({ report, dialed, log }, { idPrefix: 'w1-', configFile, timers })
   let generation = 0
   bench.apply = (routes, certificates = options.certificates ?? {}) => {
     const sent = generation++ === 0 ? fds : new Map<number, number>()
