@@ -30,6 +30,7 @@ import { programVersion } from './kernel/index.ts'
 import { AccessLog } from './observe/access-log.ts'
 import { AdminServer, type Gateway, type ReloadResult } from './observe/admin.ts'
 import { makeLog, type Log } from './observe/log.ts'
+import { configuredRoutes } from './plan/default.ts'
 import { emptyState, isEmpty } from './plan/kernel-state.ts'
 import { DEFAULT_MARK_BASE, noFacts, plan as makePlan, retarget } from './plan/plan.ts'
 import type { Endpoint, Facts, Plan, PlannedRoute } from './plan/types.ts'
@@ -305,7 +306,7 @@ export class Control implements Gateway {
     await this.#supervisor.apply(workerPlan, this.#listeners.descriptors(wanted))
     this.#listeners.keep(wanted, new Set(next.reservations.map((reservation) => reservation.key)))
     this.#leastConnections.follow(next.routes)
-    this.#health.follow(config.routes, next.routes)
+    this.#health.follow(configuredRoutes(config), next.routes)
     // What goes elsewhere does so first: a client that is cut and comes back at once must not meet the old target.
     void Promise.resolve(applied)
       .catch(() => {})
@@ -325,7 +326,7 @@ export class Control implements Gateway {
       const applied = this.#applyKernel(next)
       this.#supervisor.updateRoutes(await readAuthorities(changed.map((route) => route.user)))
       this.#leastConnections.follow(next.routes)
-      this.#health.follow(this.#config.routes, next.routes, names)
+      this.#health.follow(configuredRoutes(this.#config), next.routes, names)
       await applied?.catch(() => {})
     })
   }

@@ -284,8 +284,10 @@ function checkGlobal(config: Config): Problem[] {
     add('acme', 'automatic certificates are not issued in this version', 'remove it, and use "self-signed" or files')
   if (config.admin?.http)
     add('admin.http', 'the admin API listens on its unix socket only in this version', 'remove it')
-  if (config.defaults?.target)
-    add('defaults.target', 'a default target is not used in this version', 'write a route without domains instead')
+  const { target } = config.defaults ?? {}
+  if (target && parseTarget(target.host)?.kind === 'unix' && target.port !== undefined)
+    add('defaults.target.port', 'a unix socket has no port', 'remove it')
+  if (target?.weight === 0) add('defaults.target.weight', 'the only target has weight 0', 'remove it')
   if (config.store !== undefined && config.store !== 'file')
     add('store', 'only the file store exists in this version', 'remove it')
   if (config.workers !== undefined && config.workers !== 1)

@@ -405,7 +405,7 @@ export const configSchema = z.strictObject({
   timeouts: timeouts.optional(),
   defaults: z
     .strictObject({
-      target: target.optional().describe('For connections that match no route.'),
+      target: target.optional().describe('For connections that match no route of their TCP port.'),
       security: security.optional().describe('For routes without their own.'),
     })
     .optional()

@@ -2,6 +2,7 @@
 import { lookup } from 'node:dns/promises'
 import { canonicalIp, parseTarget } from '../base/addresses.ts'
 import type { Config } from '../config/schema.ts'
+import { configuredRoutes } from '../plan/default.ts'
 
 const RESOLVE_MS_MAX = 2000
 
@@ -11,7 +12,7 @@ export async function resolveNames(
   before: Record<string, string[]>,
 ): Promise<Record<string, string[]>> {
   const names = new Set(
-    config.routes
+    configuredRoutes(config)
       .flatMap((route) => (route.action.type === 'forward' ? route.action.targets : []))
       .flatMap((target) => {
         const host = parseTarget(target.host)

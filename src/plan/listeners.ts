@@ -3,6 +3,7 @@ import { canonicalIp, formatEnd } from '../base/addresses.ts'
 import { narrowness } from '../base/names.ts'
 import { readsName } from '../config/check.ts'
 import type { Route } from '../config/schema.ts'
+import { leavesOver } from './default.ts'
 import type { Listen, Plan, PlannedListener } from './types.ts'
 
 /** A range with more ports than this gets no user-space twins: each would be a socket. */
@@ -28,7 +29,8 @@ export function listensOf(route: Route): Listen[] {
   return addresses.flatMap((address) => ports.map((port) => ({ address, ...port, protocol })))
 }
 
-export function listeners(routes: Route[]): PlannedListener[] {
+/** @param fallback the default route, tried last where it gets anything. */
+export function listeners(routes: Route[], fallback: Route | null = null): PlannedListener[] {
   const byKey = new Map<string, { address: string; port: number; routes: Route[] }>()
   for (const route of routes)
     for (const listen of listensOf(route)) {
@@ -48,14 +50,18 @@ export function listeners(routes: Route[]): PlannedListener[] {
     for (const route of byKey.get(formatEnd(ANY, one.port))?.routes ?? [])
       if (!one.routes.includes(route)) one.routes.push(route)
   }
-  return [...byKey].map(([key, one]) => ({
-    key,
-    address: one.address,
-    port: one.port,
-    peek: one.routes.some(readsName),
-    trusted: [...new Set(one.routes.flatMap((route) => route.acceptProxyProtocol?.from ?? []))],
-    routes: bySpecificity(one.routes).map((route) => route.name),
-  }))
+  return [...byKey].map(([key, one]) => {
+    const peek = one.routes.some(readsName)
+    const ordered = bySpecificity(one.routes)
+    return {
+      key,
+      address: one.address,
+      port: one.port,
+      peek,
+      trusted: [...new Set(one.routes.flatMap((route) => route.acceptProxyProtocol?.from ?? []))],
+      routes: (fallback && leavesOver(ordered, peek) ? [...ordered, fallback] : ordered).map((route) => route.name),
+    }
+  })
 }
 
 /** UDP ports of the routes, as far as they are few enough for a socket each. */

@@ -4,11 +4,21 @@ import { familyOf, isLoopback } from '../base/addresses.ts'
 import { parseDuration, parseRate } from '../base/units.ts'
 import { neverKernel, readsName } from '../config/check.ts'
 import type { Config, Route, Timeouts } from '../config/schema.ts'
+import { configuredRoutes, defaultRoute, leftOver } from './default.ts'
 import { emptyState, kernelState, limitsOfAll, withEndpoints } from './kernel-state.ts'
 import { endpointsOf } from './endpoints.ts'
-import { listeners, listensOf, needsPeek, protocolOf, reservations, TWIN_PORTS_MAX, whatIsRead } from './listeners.ts'
+import {
+  ANY,
+  listeners,
+  listensOf,
+  needsPeek,
+  protocolOf,
+  reservations,
+  TWIN_PORTS_MAX,
+  whatIsRead,
+} from './listeners.ts'
 import { ownership, type Ownership } from './ports.ts'
-import type { Endpoint, Facts, Plan, PlannedRoute, UserRoute, UserTls } from './types.ts'
+import type { Endpoint, Facts, Plan, PlannedListener, PlannedRoute, UserRoute, UserTls } from './types.ts'
 
 /** 20 bits of the mark: the byte above them is ours, the four bits between say how a flow ends (nft/sluice.nft). */
 export const NUMBER_MAX = 0xfffff
@@ -32,14 +42,21 @@ export const noFacts = (markBase: number, programVersion: string): Facts => ({
 
 export function plan(config: Config, facts: Facts): Plan {
   const enabled = config.routes.filter((route) => route.enabled !== false)
-  const numbers = assignNumbers(enabled, facts)
-  const listening = listeners(enabled)
+  const fallback = defaultRoute(config)
+  const listening = listeners(enabled, fallback)
+  const left = leftOver(listening, ANY)
+  const all = fallback && left.length > 0 ? [...enabled, fallback] : enabled
+  const numbers = assignNumbers(all, facts)
   const owned = ownership(enabled)
   const commonMs = inMs(config.timeouts)
 
-  const routes = enabled.map((route): PlannedRoute => {
+  const routes = all.map((route): PlannedRoute => {
     const endpoints = endpointsOf(route, onlyPort(route), facts)
-    const { carrier, reason } = chooseCarrier(route, endpoints, facts, owned)
+    const isDefault = route === fallback
+    const { carrier, reason } = isDefault ? BY_DEFAULT : chooseCarrier(route, endpoints, facts, owned)
+    const user = userRoute(route, endpoints, config, facts, commonMs, carrier === 'splice' ? 'splice' : 'user')
+    // Whoever is believed on a port is believed for what is left over there.
+    if (isDefault) user.acceptProxyProtocol = believed(listening)
     const required = route.action.type === 'forward' && route.action.forwardingEngine === 'nftables'
     const drain = route.drain ?? 'finish'
     return {
@@ -48,12 +65,12 @@ export function plan(config: Config, facts: Facts): Plan {
       carrier,
       reason,
       required,
-      listens: listensOf(route),
+      listens: isDefault ? left : listensOf(route),
       endpoints,
       unserved: protocolOf(route) === 'udp' ? (notNow(endpoints, facts) ?? null) : null,
       preserveSourceIp: route.action.type === 'forward' && route.action.preserveSourceIp === true,
       drainMs: drain === 'finish' ? null : drain === 'cut' ? 0 : (parseDuration(drain) ?? null),
-      user: userRoute(route, endpoints, config, facts, commonMs, carrier === 'splice' ? 'splice' : 'user'),
+      user,
     }
   })
   return {
@@ -67,7 +84,11 @@ export function plan(config: Config, facts: Facts): Plan {
 
 /** The plan with the endpoints of some routes as the facts have them now: who carries what stays as it is. */
 export function retarget(plan: Plan, config: Config, facts: Facts, names: ReadonlySet<string>): Plan {
-  const configured = new Map(config.routes.filter(({ name }) => names.has(name)).map((route) => [route.name, route]))
+  const configured = new Map(
+    configuredRoutes(config)
+      .filter(({ name }) => names.has(name))
+      .map((route) => [route.name, route]),
+  )
   const changed: PlannedRoute[] = []
   const routes = plan.routes.map((route) => {
     const source = configured.get(route.name)
@@ -79,6 +100,13 @@ export function retarget(plan: Plan, config: Config, facts: Facts, names: Readon
     return next
   })
   return { ...plan, routes, kernel: withEndpoints(plan.kernel, changed, facts) }
+}
+
+const BY_DEFAULT = { carrier: 'splice', reason: 'takes what matches no other route, and reads no more of it' } as const
+
+function believed(listening: PlannedListener[]): string[] | null {
+  const senders = new Set(listening.flatMap((listener) => listener.trusted))
+  return senders.size > 0 ? [...senders] : null
 }
 
 /** The port of a route that listens on a single one. */
