@@ -1,18 +1,20 @@
 // `make bench`: compares gateways on a real kernel.
 //
-//   bun test/netns/inside.ts bun test/bench/bench.ts [CASE...] [--runs 5] [--seconds 3] [--json FILE] [--program FILE]
+//   bun test/netns/inside.ts bun test/bench/bench.ts [CASE...] [--runs 5] [--seconds 3] [--json FILE] [--program FILE] [--profile]
 //
 // A case runs its subject and its peer in turn, A B A B, each run in a fresh lab, and compares pair by pair: two figures
 // that were taken one after the other on a shared machine say more than two medians. CPU is the busy time of the whole
-// machine, because the kernel's part of forwarding belongs to no process.
+// machine, because the kernel's part of forwarding belongs to no process. The JSON has the seconds of each thread of the
+// gateway beside it (--profile prints them).
 import { appendFileSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { Lab } from '../netns/lab.ts'
 import { type Case, cases } from './cases.ts'
-import { METRICS, requestFor, run, type Sample, startBackend } from './loads.ts'
+import { type Metric, requestFor, type Sample, startBackend } from './loads.ts'
 import { describeMachine, prepare, quiet } from './machine.ts'
+import { profile } from './profile.ts'
 import { type Comparison, compare } from './statistics.ts'
 import type { Subject } from './subjects.ts'
 
@@ -23,6 +25,7 @@ const { values: options, positionals } = parseArgs({
     seconds: { type: 'string', default: '3' },
     json: { type: 'string' },
     program: { type: 'string' },
+    profile: { type: 'boolean', default: false },
     list: { type: 'boolean', default: false },
   },
 })
@@ -70,12 +73,15 @@ async function compareSubjects(one: Case): Promise<string[][]> {
     for (const [side, subject] of [one.subject, one.peer].entries()) {
       const { sample, othersShare } = await measure(one, subject)
       samples[side]!.push(sample)
-      const figures = METRICS[one.load.name].map((m) => `${figure(m.of(sample))} ${m.name}`).join(', ')
+      const figures = one.load.metrics.map((m) => `${figure(m.of(sample))} ${m.name}`).join(', ')
       const noise = othersShare > 0.1 ? `  (others kept ${Math.round(othersShare * 100)} % of the machine)` : ''
       console.log(`  ${i}/${runs} ${subject.name.padEnd(15)} ${figures}${noise}`)
+      if (options.profile) for (const line of profile(sample, one.load.unit)) console.log(`      ${line}`)
       record({ case: one.name, run: i, subject: subject.name, ...sample, othersShare })
     }
-  return METRICS[one.load.name].map((metric) => {
+  // A gateway that is the kernel alone has no processes to charge.
+  const comparable = ({ of }: Metric) => samples.every((side) => side.some((sample) => of(sample) > 0))
+  return one.load.metrics.filter(comparable).map((metric) => {
     const result: Comparison = compare(samples[0].map(metric.of), samples[1].map(metric.of))
     const names = { subject: one.subject.name, peer: one.peer.name }
     record({ case: one.name, metric: metric.name, better: metric.better, names, ...result })
@@ -98,9 +104,9 @@ async function measure(one: Case, subject: Subject): Promise<{ sample: Sample; o
     lab.namespaces.forEach(prepare)
     const request = await requestFor(one.peeking)
     startBackend(lab, request.length)
-    const stop = await subject.start(lab, directory)
+    const { pid: gateway, stop } = await subject.start(lab, directory)
     const othersShare = await quiet()
-    const sample = await run(one.load, lab, subject.entry(lab), request, seconds)
+    const sample = await one.load.run({ lab, host: subject.entry(lab), request, seconds, gateway })
     await stop()
     return { sample, othersShare }
   } finally {

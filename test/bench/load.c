@@ -3,7 +3,7 @@
  *
  *   load HOST PORT CONNECTIONS WARMUP_SECONDS SECONDS < request
  *
- * Prints one JSON object about the measured seconds. The busy time of the whole machine is read here, at the two moments
+ * Prints the line "measuring" when the warm-up is over, and one JSON object about the measured seconds. The busy time of the whole machine is read here, at the two moments
  * that bound the count, so that both are about the same seconds. Bytes are thrown away unread (MSG_TRUNC), and a
  * connection costs one epoll registration: the less this program spends, the more of the machine is the gateway's. */
 #define _GNU_SOURCE
@@ -159,6 +159,8 @@ int main(int argc, char **argv) {
 
   finished = failed = bytes = 0;
   memset(latency, 0, sizeof latency);
+  puts("measuring");
+  fflush(stdout);
   double busy = busy_seconds();
   start = now_ns();
   /* Events are edges: one that the end of the warm-up left half read would not be told again. */

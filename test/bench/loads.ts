@@ -2,6 +2,7 @@
 import type { Lab } from '../netns/lab.ts'
 import { clientHello } from './client-hello.ts'
 import { program } from './machine.ts'
+import { type MachineTime, spent, type ThreadTime, timesOf, total } from './processes.ts'
 
 /** The name in the ClientHello that peeking gateways look for. */
 export const TLS_NAME = 'bench.example'
@@ -19,35 +20,46 @@ const WARMUP_SECONDS = 1.5
 /** Above this share of failed connections the figures are about something else. */
 const FAILED_SHARE_MAX = 0.001
 
-export interface Load {
-  name: 'bulk' | 'short'
-  port: number
-  connections: number
+/** One run of a load: where it happens, and through whom. */
+export interface Context {
+  lab: Lab
+  /** Where the client connects to. */
+  host: string
+  /** What a client sends first. */
+  request: Uint8Array
+  seconds: number
+  /** The gateway's first process; null when the kernel alone is the gateway. */
+  gateway: number | null
 }
-export const bulk: Load = { name: 'bulk', port: BULK_PORT, connections: 1 }
-export const short: Load = { name: 'short', port: SHORT_PORT, connections: SHORT_CONNECTIONS }
 
-/** What is compared of a load: one number per run. CPU is that of the whole machine, traffic programs included. */
-export interface Metric {
+export interface Load<S extends Sample = Sample> {
+  name: string
+  metrics: Metric<S>[]
+  /** What the profile of threads is divided by. */
+  unit: Unit<S>
+  run(context: Context): Promise<S>
+}
+
+/** What is compared of a load: one number per run. CPU is that of the whole machine, traffic programs included, unless it
+ *  is called the gateway's: that is what its processes' threads were charged with. */
+export interface Metric<S extends Sample = Sample> {
   name: string
   better: 'higher' | 'lower'
-  of(sample: Sample): number
+  of(sample: S): number
 }
-export const METRICS: Record<Load['name'], Metric[]> = {
-  bulk: [
-    { name: 'Gbit/s', better: 'higher', of: (s) => (s.bytes * 8) / s.seconds / 1e9 },
-    { name: 'CPU ms/GB', better: 'lower', of: (s) => (s.busySeconds * 1000) / (s.bytes / 1e9) },
-  ],
-  short: [
-    { name: 'connections/s', better: 'higher', of: (s) => s.connections / s.seconds },
-    { name: 'CPU us/connection', better: 'lower', of: (s) => (s.busySeconds * 1e6) / s.connections },
-    { name: 'first byte p50 us', better: 'lower', of: (s) => s.p50us },
-    { name: 'first byte p99 us', better: 'lower', of: (s) => s.p99us },
-  ],
+interface Unit<S extends Sample = Sample> {
+  name: string
+  count(sample: S): number
 }
 
-/** What the load program prints. */
 export interface Sample {
+  /** Of the gateway, during the measured seconds. */
+  threads: ThreadTime[]
+  machine: MachineTime
+}
+
+/** What the traffic programs print, and the processor time beside it. */
+export interface Traffic extends Sample {
   seconds: number
   connections: number
   failed: number
@@ -56,6 +68,35 @@ export interface Sample {
   p50us: number
   p99us: number
   lastError: string
+}
+
+const GB: Unit<Traffic> = { name: 'GB', count: (s) => s.bytes / 1e9 }
+const CONNECTION: Unit<Traffic> = { name: 'connection', count: (s) => s.connections }
+
+const throughput: Metric<Traffic>[] = [
+  { name: 'Gbit/s', better: 'higher', of: (s) => (s.bytes * 8) / s.seconds / 1e9 },
+  { name: 'CPU ms/GB', better: 'lower', of: (s) => (s.busySeconds * 1000) / GB.count(s) },
+  { name: 'gateway CPU ms/GB', better: 'lower', of: (s) => (total(s.threads) * 1000) / GB.count(s) },
+]
+const perConnection: Metric<Traffic>[] = [
+  { name: 'connections/s', better: 'higher', of: (s) => s.connections / s.seconds },
+  { name: 'CPU us/connection', better: 'lower', of: (s) => (s.busySeconds * 1e6) / s.connections },
+  { name: 'gateway CPU us/connection', better: 'lower', of: (s) => (total(s.threads) * 1e6) / s.connections },
+  { name: 'first byte p50 us', better: 'lower', of: (s) => s.p50us },
+  { name: 'first byte p99 us', better: 'lower', of: (s) => s.p99us },
+]
+
+export const bulk: Load<Traffic> = {
+  name: 'bulk',
+  metrics: throughput,
+  unit: GB,
+  run: (context) => traffic(context, 'load', [context.host, BULK_PORT, 1]),
+}
+export const short: Load<Traffic> = {
+  name: 'short',
+  metrics: perConnection,
+  unit: CONNECTION,
+  run: (context) => traffic(context, 'load', [context.host, SHORT_PORT, SHORT_CONNECTIONS]),
 }
 
 /** The bytes a client sends first. They are a ClientHello for gateways that peek; the backend only counts them, which
@@ -74,14 +115,27 @@ export function startBackend(lab: Lab, requestBytes: number) {
   lab.backend.spawn([program('load-server'), ...services], { stdout: 'ignore' })
 }
 
-export async function run(load: Load, lab: Lab, host: string, request: Uint8Array, seconds: number): Promise<Sample> {
-  const args = [host, load.port, load.connections, WARMUP_SECONDS, seconds].map(String)
-  const child = lab.client.spawn([program('load'), ...args], { stdin: request, stdout: 'pipe', stderr: 'pipe' })
-  const [output, problems] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()])
-  if ((await child.exited) !== 0) throw new Error(`${load.name} load: ${problems.trim()}`)
-  const sample = JSON.parse(output) as Sample
-  if (sample.bytes === 0) throw new Error(`${load.name} load: not one byte came through`)
+/** Runs a traffic program in the client. It says when its warm-up is over, and prints its figures when it ends: between
+ *  the two the gateway's processor time is counted. */
+async function traffic(context: Context, name: 'load', args: (string | number)[]): Promise<Traffic> {
+  const command = [program(name), ...args, WARMUP_SECONDS, context.seconds].map(String)
+  const child = context.lab.client.spawn(command, { stdin: context.request, stdout: 'pipe', stderr: 'pipe' })
+  const problems = new Response(child.stderr).text()
+  let output = ''
+  let before = timesOf(null)
+  let after = before
+  const decoder = new TextDecoder()
+  for await (const bytes of child.stdout) {
+    output += decoder.decode(bytes, { stream: true })
+    if (output === MEASURING) before = timesOf(context.gateway)
+    else after = timesOf(context.gateway)
+  }
+  if ((await child.exited) !== 0) throw new Error(`${name}: ${(await problems).trim()}`)
+  if (!output.startsWith(MEASURING)) throw new Error(`${name}: did not say when it measures`)
+  const sample = { ...(JSON.parse(output.slice(MEASURING.length)) as Traffic), ...spent(before, after) }
+  if (sample.bytes === 0) throw new Error(`${name}: not one byte came through`)
   if (sample.failed > FAILED_SHARE_MAX * sample.connections + 1)
-    throw new Error(`${load.name} load: ${sample.failed} of ${sample.connections} failed, last: ${sample.lastError}`)
+    throw new Error(`${name}: ${sample.failed} of ${sample.connections} failed, last: ${sample.lastError}`)
   return sample
 }
+const MEASURING = 'measuring\n'

@@ -9,11 +9,15 @@ import { PORTS, TLS_NAME } from './loads.ts'
 export interface Subject {
   name: string
   /** Returns when it carries connections. `directory` is empty, and gone after the run. */
-  start(lab: Lab, directory: string): Promise<Stop>
+  start(lab: Lab, directory: string): Promise<Running>
   /** Where the client connects to. */
   entry(lab: Lab): string
 }
-export type Stop = () => Promise<void>
+export interface Running {
+  /** The first process; null when the kernel alone carries. */
+  pid: number | null
+  stop(): Promise<void>
+}
 
 const READY_MS_MAX = 20_000
 const POLL_MS = 20
@@ -21,7 +25,8 @@ const STOP_MS_MAX = 10_000
 const LAST_WORDS_MAX = 2000
 
 const gatewayEntry = (lab: Lab) => lab.gateway.clientSide4
-const nothing = async () => {}
+const inKernel: Running = { pid: null, async stop() {} }
+const running = (child: Subprocess): Running => ({ pid: child.pid, stop: () => stop(child) })
 
 /** No gateway at all: what the two veth pairs and the traffic programs can do. */
 export const direct: Subject = {
@@ -29,7 +34,7 @@ export const direct: Subject = {
   entry: (lab) => lab.backend.address4,
   async start(lab) {
     lab.gateway.forward()
-    return nothing
+    return inKernel
   },
 }
 
@@ -49,7 +54,7 @@ export const nft: Subject = {
         ip daddr ${lab.backend.address4} masquerade
       }
     }`)
-    return nothing
+    return inKernel
   },
 }
 
@@ -84,7 +89,7 @@ ${proxies.join('\n')}\n`,
       )
       const child = lab.gateway.spawn(['haproxy', '-q', '-db', '-f', config], { stdout: 'ignore' })
       await until(`${name} listens`, child, async () => PORTS.every((port) => listens(lab.gateway, port)))
-      return () => stop(child)
+      return running(child)
     },
   }
 }
@@ -128,7 +133,7 @@ export function sluice(program: string[], carrier: Carrier, others = 0): Subject
         () =>
           `Its routes: ${JSON.stringify(routes)}\nIts last words: ${readFileSync(log, 'utf8').slice(-LAST_WORDS_MAX)}`,
       )
-      return () => stop(child)
+      return running(child)
     },
   }
 }
