@@ -114,6 +114,20 @@ int sluice_dup(int fd) {
 
 int sluice_close(int fd) { return close(fd) < 0 ? -errno : 0; }
 
+/* The kernel gives the lowest number that is free: asking for each in turn costs as many calls as are wanted, not as there
+ * are descriptors. */
+int sluice_descriptors_free(int any, int below, int enough) {
+  int found = 0;
+  for (int from = 0; found < enough && from < below; found++) {
+    int fd = fcntl(any, F_DUPFD_CLOEXEC, from);
+    if (fd < 0) return errno == EMFILE || errno == EINVAL ? found : -errno;
+    close(fd);
+    if (fd >= below) return found;
+    from = fd + 1;
+  }
+  return found;
+}
+
 int sluice_send_fd(int sock, uint32_t tag, int fd) {
   union { char buffer[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } control = {0};
   struct iovec part = {&tag, sizeof tag};

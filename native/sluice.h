@@ -26,6 +26,8 @@ int sluice_port(int fd);
 /* fcntl(F_DUPFD_CLOEXEC). */
 int sluice_dup(int fd);
 int sluice_close(int fd);
+/* How many descriptors under `below` are free, counted up to `enough`. any: an open descriptor, to ask with. */
+int sluice_descriptors_free(int any, int below, int enough);
 /* One message with one descriptor (SCM_RIGHTS) over a SEQPACKET socket; the caller keeps its copy of fd. */
 int sluice_send_fd(int sock, uint32_t tag, int fd);
 /* The next descriptor waiting on the socket, its tag in *tag; -EAGAIN when there is none. */

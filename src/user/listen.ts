@@ -1,6 +1,7 @@
 // One listening socket that control opened for us: accepts, names both addresses in one spelling, and passes the socket on.
 import type { Socket, TCPSocketListener } from 'bun'
 import { canonicalIp, formatEnd } from '../base/addresses.ts'
+import { native } from '../base/native.ts'
 import type { PlannedListener } from '../plan/types.ts'
 import { endHandlers, type End } from './end.ts'
 import type { LiveRoute } from './route.ts'
@@ -12,7 +13,11 @@ export class Listener {
   routes: readonly LiveRoute[] = []
   /** Senders whose connections begin with a PROXY header. */
   trusted = NOBODY
-  readonly #listening: TCPSocketListener<Listener>
+  /** null: it is paused. */
+  #listening: TCPSocketListener<Listener> | null
+  /** The same socket once more. Bun stops accepting only by closing its descriptor, and a second one is needed for that at a
+   *  moment when no more are to be had. */
+  #second: number
 
   /** Owns the descriptor from here on. Throws when it is no listening socket. */
   constructor(
@@ -21,12 +26,31 @@ export class Listener {
     fd: number,
     readonly onAccept: OnAccept,
   ) {
-    this.#listening = Bun.listen<Listener>({ fd, allowHalfOpen: true, data: this, socket: acceptHandlers })
+    this.#listening = this.#listen(fd)
+    this.#second = native().sluice_dup(fd)
+  }
+
+  #listen(fd: number) {
+    return Bun.listen<Listener>({ fd, allowHalfOpen: true, data: this, socket: acceptHandlers })
+  }
+
+  /** Accepts no more; the kernel completes handshakes and keeps them in the backlog. */
+  pause() {
+    if (this.#second < 0) return
+    this.#listening?.stop(false)
+    this.#listening = null
+  }
+
+  resume() {
+    if (this.#listening) return
+    this.#listening = this.#listen(this.#second)
+    this.#second = native().sluice_dup(this.#second)
   }
 
   /** Closes the listening socket; its connections go on. */
   stop() {
-    this.#listening.stop(false)
+    this.#listening?.stop(false)
+    if (this.#second >= 0) native().sluice_close(this.#second)
   }
 
   localEnd(socket: Socket<End>): string {
