@@ -147,9 +147,12 @@ function familiesOf(sources: MetricSources): Family[] {
   const counter = (name: string, help: string, values: Family['values']) =>
     void families.push({ name, help, type: 'counter', values })
 
+  /** Route '': over before a route could be told. Named once there is one. */
   const perRoute = (of: (totals: RouteTotals) => number) =>
     function* () {
       for (const route of sources.routes()) yield sample({ route }, of(sources.totals(route)))
+      const unrouted = of(sources.totals(''))
+      if (unrouted > 0) yield sample({ route: '' }, unrouted)
     }
   gauge('sluice_connections', 'Live connections, by what carries them', () => connectionsNow(sources))
   counter(
@@ -158,7 +161,7 @@ function familiesOf(sources: MetricSources): Family[] {
     perRoute(({ total }) => total),
   )
   counter('sluice_connections_closed_total', 'Connections that ended, by close reason', function* () {
-    for (const route of sources.routes())
+    for (const route of [...sources.routes(), ''])
       for (const [reason, value] of countsOf<CloseReason>(sources.totals(route).reasons))
         yield sample({ route, reason }, value)
   })

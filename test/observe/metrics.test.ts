@@ -62,7 +62,11 @@ test('M2: connections, bytes, packets, reasons and refusals by route, of both pl
       settled('s', { state: 'open', carrier: 'splice', bytesIn: 1, bytesOut: 2 }),
       settled('u', { state: 'open', bytesIn: 0, bytesOut: 0 }),
     ],
-    settled: [settled('a'), settled('b', { reason: 'killed' })],
+    settled: [
+      settled('a'),
+      settled('b', { reason: 'killed' }),
+      settled('c', { route: '', target: null, reason: 'malformed_hello', bytesIn: 7, bytesOut: 0 }),
+    ],
     refused: [
       { route: 'web', reason: 'route_limit', count: 3 },
       { route: 'web', reason: 'route_limit', count: 5, observed: true },
@@ -78,17 +82,18 @@ test('M2: connections, bytes, packets, reasons and refusals by route, of both pl
     'carrier=splice,route=web': 1,
     'carrier=user,route=web': 1,
   })
-  expect(series(found, 'sluice_connections_opened_total')).toEqual({ 'route=web': 5 })
+  expect(series(found, 'sluice_connections_opened_total')).toEqual({ 'route=web': 5, 'route=': 1 })
   expect(series(found, 'sluice_connections_closed_total')).toEqual({
     'reason=finished,route=web': 1,
     'reason=killed,route=web': 1,
+    'reason=malformed_hello,route=': 1,
   })
   expect(series(found, 'sluice_connections_refused_total')).toEqual({
     'mode=enforce,reason=route_limit,route=web': 3,
     'mode=observe,reason=route_limit,route=web': 5,
     'mode=enforce,reason=descriptors,route=': 1,
   })
-  expect(series(found, 'sluice_receive_bytes_total')).toEqual({ 'route=web': 121 })
+  expect(series(found, 'sluice_receive_bytes_total')).toEqual({ 'route=web': 121, 'route=': 7 })
   expect(series(found, 'sluice_transmit_bytes_total')).toEqual({ 'route=web': 242 })
   expect(series(found, 'sluice_receive_packets_total')).toEqual({ 'route=web': 5 })
   expect(series(found, 'sluice_transmit_packets_total')).toEqual({ 'route=web': 6 })
