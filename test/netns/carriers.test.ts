@@ -1,7 +1,9 @@
 // One suite over every carrier: a table of what has to hold, whichever carries the bytes. Each case has a route of its own on
 // each carrier, all of them in one gateway that runs from the first case to the last; then its log, its metrics and what
 // it leaves behind have to agree with all that was done.
-import { afterAll, beforeAll, describe, expect } from 'bun:test'
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { existsSync } from 'node:fs'
+import { parseMetrics, series, type Sample } from '../observe/exposition.ts'
 import { testIf } from '../support.ts'
 import {
   carriers,
@@ -12,7 +14,7 @@ import {
   type Peer,
   type Target,
 } from './carriers.ts'
-import { Gateway, until, type Connection } from './gateway.ts'
+import { Gateway, listening, tables, until, type Connection } from './gateway.ts'
 import { Lab } from './lab.ts'
 import { digestOf, MIB } from './traffic.ts'
 
@@ -695,3 +697,158 @@ for (const one of CASES) if (!one.slow) declare(one)
 describe.concurrent('waiting for deadlines', () => {
   for (const one of CASES) if (one.slow) declare(one)
 })
+
+async function scrape(): Promise<Sample[]> {
+  const answer = await fetch('http://sluice/metrics', { unix: gateway.socket } as RequestInit)
+  return parseMetrics(await answer.text())
+}
+
+/** How often each key comes. */
+function tally(keys: string[]): Record<string, number> {
+  const counts: Record<string, number> = {}
+  for (const key of keys) counts[key] = (counts[key] ?? 0) + 1
+  return counts
+}
+
+/** Sockets in the gateway's namespace that are more than a memory of one. */
+const socketsLeft = async (where: Lab['gateway']) =>
+  (await where.must(['ss', '-Htan', 'state', 'connected', 'exclude', 'time-wait'])).split('\n').filter(Boolean)
+
+test('G11, M2, M4, I8, I10, G17: log and metrics agree with all that was done; a stop leaves nothing', async () => {
+  const ages = (await gateway.connections()).map((one) => seconds(Date.now() - Date.parse(one.openedAt)))
+  expect(ages.length).toBe(lasting.length)
+  console.log(`quiet, and served still after ${ages[0]}`)
+  for (const peer of lasting) {
+    peer.write('still here')
+    await until(() => peer.heard === 'histill here', SETTLE_MS, 'it is served')
+    peer.finish()
+    await peer.gone
+  }
+  await until(async () => (await gateway.connections()).length === 0, SETTLE_MS, 'no connection is left')
+  const closed = () => gateway.records().filter((one) => one.event === 'closed')
+  const reasons = () => tally(closed().map((one) => `reason=${one.reason},route=${one.route}`))
+  await until(
+    async () => Bun.deepEquals(series(await scrape(), 'sluice_connections_closed_total'), reasons()),
+    SETTLE_MS,
+    'the reasons are counted',
+  ).catch(async () => expect(series(await scrape(), 'sluice_connections_closed_total')).toEqual(reasons()))
+  const records = closed()
+  console.log(`${records.length} connections: ${Bun.inspect(tally(records.map((one) => one.reason!)))}`)
+  expect(new Set(records.map((one) => one.id)).size).toBe(records.length)
+  expect(records.filter((one) => one.reason === 'internal_error')).toEqual([])
+
+  // Each of them is counted once by its route, with its bytes; what never came to a route has none.
+  const found = await scrape()
+  const opened = tally(records.map((one) => `route=${one.route}`))
+  const counted = (name: string) =>
+    Object.fromEntries(Object.entries(series(found, name)).filter(([, value]) => value > 0))
+  expect(counted('sluice_connections_opened_total')).toEqual(opened)
+  for (const [name, bytes] of [
+    ['sluice_receive_bytes_total', (one: Connection) => one.bytesIn],
+    ['sluice_transmit_bytes_total', (one: Connection) => one.bytesOut],
+  ] as const) {
+    const sums: Record<string, number> = {}
+    for (const one of records)
+      if (bytes(one) > 0) sums[`route=${one.route}`] = (sums[`route=${one.route}`] ?? 0) + bytes(one)
+    expect(counted(name)).toEqual(sums)
+  }
+  expect(Object.values(series(found, 'sluice_connections')).filter((value) => value !== 0)).toEqual([])
+  expect(series(found, 'sluice_anomalies_total')).toEqual({ '': 0 })
+  expect(series(found, 'sluice_worker_restarts_total')).toEqual({ '': 0 })
+
+  // Refusals: exactly those that were counted here, in the metrics and in the lines of the log.
+  const wanted = Object.fromEntries(
+    [...places.values()].flatMap((place) =>
+      Object.entries(place.refused).map(([reason, count]) => [`${reason} ${place.route}`, count]),
+    ),
+  )
+  const ofMetrics = async () =>
+    Object.fromEntries(
+      Object.entries(series(await scrape(), 'sluice_connections_refused_total'))
+        .filter(([, count]) => count > 0)
+        .map(([key, count]) => [/reason=(\w+),route=(.*)$/.exec(key)!.slice(1).join(' '), count]),
+    )
+  await until(async () => Bun.deepEquals(await ofMetrics(), wanted), 10_000, 'every refusal is counted').catch(
+    async () => expect(await ofMetrics()).toEqual(wanted),
+  )
+  const { worker } = await gateway.status()
+  expect(await gateway.stop()).toBe(0)
+  const lines = gateway.records().filter((one) => one.event === 'refused') as unknown as Refused[]
+  const sums: Record<string, number> = {}
+  for (const { route, reason, count } of lines) sums[`${reason} ${route}`] = (sums[`${reason} ${route}`] ?? 0) + count
+  expect(sums).toEqual(wanted)
+  // A line for each route and reason in ten seconds at most: none of these cases takes longer.
+  for (const times of Object.values(tally(lines.map((line) => `${line.reason} ${line.route}`))))
+    expect(times).toBeLessThanOrEqual(2)
+
+  expect(existsSync(`/proc/${worker.pid}`)).toBe(false)
+  expect([await listening(lab.gateway), await tables(lab.gateway), await socketsLeft(lab.gateway)]).toEqual([
+    [],
+    [],
+    [],
+  ])
+  await until(
+    () => [...places.values()].every((place) => place.target.live().length === 0),
+    SETTLE_MS,
+    'no target waits',
+  )
+}, 60_000)
+
+interface Refused {
+  route: string
+  reason: string
+  count: number
+}
+
+test('G10, G17: a stop: what is pending is delivered on every carrier, what is stalled is cut, nothing is left', async () => {
+  await using lab = await Lab.create()
+  const host = lab.gateway.clientSide4
+  const flood: Behaviour = (peer) => peer.stream('down', 1024 * MIB)
+  const pending: Behaviour = (peer) => {
+    peer.stream('down', 5 * MIB)
+    peer.finish()
+  }
+  const kinds = { pending, flood, echo }
+  const targets: Target[] = []
+  const routes = Object.entries(kinds).flatMap(([kind, behave], row) =>
+    all.map((carrier, column) => {
+      const target = carrier.listen(lab.backend, behave)
+      targets.push(target)
+      const to = { host: lab.backend.address4, port: target.port }
+      return carrier.route(`${kind}-${carrier.name}`, 8000 + 10 * row + column, to)
+    }),
+  )
+  await using gateway = await Gateway.start(lab, routes, { config: { timeouts: { grace: '2s' } } })
+  const open = (row: number) =>
+    Promise.all(all.map((carrier, column) => carrier.connect(lab.client, host, 8000 + 10 * row + column)))
+  const [waiting, stalled, idle] = [await open(0), await open(1), await open(2)]
+  for (const peer of [...waiting, ...stalled]) peer.socket!.pause()
+  await until(
+    () => targets.slice(0, 10).every(({ peers }) => (peers[0]?.sent ?? 0) > MIB / 4),
+    5000,
+    'all are on their way',
+  )
+  const { worker } = await gateway.status()
+  gateway.process.kill('SIGTERM')
+  await until(async () => (await listening(lab.gateway)).length === 0, 5000, 'nobody listens')
+  for (const peer of waiting) peer.socket!.resume()
+  await Promise.all(waiting.map((peer) => peer.gone))
+  expect(waiting.map((peer) => peer.digest())).toEqual(waiting.map(() => digestOf('down', 5 * MIB)))
+  const stopped = performance.now()
+  expect(await gateway.exited()).toBe(0)
+  console.log(`stopped ${seconds(performance.now() - stopped)} after the last byte that was pending`)
+  const reasons = Object.fromEntries(gateway.records().map((one) => [one.route, one.reason]))
+  const each = (kind: string, reason: string) => all.map((carrier) => [`${kind}-${carrier.name}`, reason])
+  expect(reasons).toEqual(
+    Object.fromEntries([...each('pending', 'finished'), ...each('flood', 'drained'), ...each('echo', 'drained')]),
+  )
+  expect(gateway.records().length).toBe(3 * all.length)
+  await until(() => idle.every((peer) => peer.over), 5000, 'the idle clients have been told')
+  await until(() => targets.every((target) => target.live().length === 0), 5000, 'the targets have been told')
+  expect(existsSync(`/proc/${worker.pid}`)).toBe(false)
+  expect([await listening(lab.gateway), await tables(lab.gateway), await socketsLeft(lab.gateway)]).toEqual([
+    [],
+    [],
+    [],
+  ])
+}, 60_000)
