@@ -55,8 +55,18 @@ export const DIAL_ADDRESSES_MAX = 4
 /** Clients remembered by one rate limit, about 100 bytes each. Above: the one that came first is forgotten, and may come again. */
 export const RATE_CLIENTS_MAX = 65_536
 
-/** Descriptors kept for everything that is no connection: libraries, listeners, the channel, DNS, files of handlers. */
+/** Descriptors kept for everything that is no connection: libraries, the channel, DNS, files of handlers, pipes of the relay. At this
+ * many left accepting pauses, and the backlog of the kernel waits. */
 export const DESCRIPTORS_RESERVED = 64
+
+/** Accepting goes on when this many more are free (a sixteenth of a small limit): enough for a crowd, not one by one. */
+export const DESCRIPTORS_GAP_MAX = 256
+
+/** How often the descriptors are looked at while connections come and go: handlers may have opened any number of files. */
+export const ACCEPT_LOOK_MS = 1000
+
+/** While paused, a connection that ends is reason to look again, this often at most: a look costs a call for each free one. */
+export const ACCEPT_RETRY_MS = 50
 
 /** Loading a handler module. Above: the route reports a problem and its connections end with handler_failed. */
 export const HANDLER_LOAD_MS_MAX = 10_000

@@ -92,5 +92,7 @@ export type ToControl =
       request: number
       counts: { id: string; bytesIn: number; bytesOut: number; state: 'opening' | 'open' | 'half-closed' | 'closing' }[]
     }
+  /** Accepting has paused for want of descriptors, or goes on. */
+  | { type: 'accepting'; paused: boolean; limit: number; connections: number }
   | { type: 'log'; level: 'debug' | 'info' | 'warn' | 'error'; message: string; fields?: Record<string, unknown> }
   | { type: 'stopped' }

@@ -2,12 +2,13 @@
 // room; worker.ts gives it plans and descriptors and hears what became of each connection.
 import type { Socket } from 'bun'
 import { native } from '../base/native.ts'
-import { DESCRIPTORS_RESERVED } from '../base/limits.ts'
+import { ACCEPT_LOOK_MS } from '../base/limits.ts'
 import type { CheckResult, DialReport, HealthCheck, ToControl, WorkerPlan } from '../channel/messages.ts'
 import type { ConnectionEvents } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { UserRoute } from '../plan/types.ts'
 import { Connection, type Services } from './connection.ts'
+import { Accepting } from './descriptors.ts'
 import { Dial } from './dial.ts'
 import { Dials } from './dials.ts'
 import type { End } from './end.ts'
@@ -27,11 +28,13 @@ export type Log = (
   fields?: Record<string, unknown>,
 ) => void
 export type Problem = { route: string; message: string }
+type AcceptState = Omit<ToControl & { type: 'accepting' }, 'type'>
 type Sample = (ToControl & { type: 'sampled' })['counts'][number]
 
-/** What one connection may cost: both sockets, and the two pipes of the relay. */
+/** Its two sockets. The relay does without a pipe when there is none to be had. */
 const DESCRIPTORS_EACH = 2
-const DESCRIPTORS_MORE_SPLICED = 4
+/** The socket itself, and the one it is paused with. */
+const DESCRIPTORS_OF_LISTENER = 2
 
 export class UserPlane implements Services {
   readonly timers: Timers
@@ -46,12 +49,13 @@ export class UserPlane implements Services {
   readonly #listeners = new Map<string, Listener>()
   readonly #deadlines = new Set<Drain>()
   readonly #checks: HealthChecks
+  readonly #accepting: Accepting
+  #acceptLook: Timer | undefined
   #plan: WorkerPlan | undefined
   #routes = new Map<string, LiveRoute>()
   /** By name, and kept while a removed route still carries something: it may come back. */
   readonly #counters = new Map<string, Counters>()
   #ids = 0
-  #descriptorsMax = Infinity
   #applying: Promise<unknown> = Promise.resolve()
   #stopped: PromiseWithResolvers<void> | undefined
   #over = false
@@ -61,6 +65,7 @@ export class UserPlane implements Services {
       report(events: ConnectionEvents): void
       dialed?(dials: DialReport[]): void
       checked?(results: CheckResult[]): void
+      accepting?(state: AcceptState): void
       log: Log
     },
     options: { idPrefix: string; configFile?: string; timers?: Timers },
@@ -75,6 +80,21 @@ export class UserPlane implements Services {
         this.log('error', 'A health check ended by a mistake in the gateway', { error: String(error) }),
     })
     this.log = (level, message, fields) => out.log(level, message, fields)
+    this.#accepting = new Accepting({
+      promised: () =>
+        this.table.size * DESCRIPTORS_EACH + this.#listeners.size * DESCRIPTORS_OF_LISTENER + this.#checks.running,
+      limit: softLimit,
+      free: (below, enough) => this.#freeDescriptors(below, enough),
+      pause: () => {
+        for (const listener of this.#listeners.values()) listener.pause()
+        this.#tellAccepting(out.accepting)
+      },
+      resume: () => {
+        for (const listener of this.#listeners.values()) listener.resume()
+        this.#tellAccepting(out.accepting)
+      },
+      now: () => performance.now(),
+    })
     this.#idPrefix = options.idPrefix
     this.#configFile = options.configFile
     useRelay()
@@ -110,7 +130,7 @@ export class UserPlane implements Services {
         const route = same ? before! : new LiveRoute(user, this.#countersOf(user.name))
         if (!same) await route.prepare(this.#configFile)
         for (const message of route.problems) problems.push({ route: user.name, message })
-        const message = route.setCertificate(plan.certificates[user.name])
+        const message = route.setCertificate(plan.certificates[user.name], before)
         if (message !== undefined) problems.push({ route: user.name, message })
         routes.set(user.name, route)
       }),
@@ -151,9 +171,6 @@ export class UserPlane implements Services {
   }
 
   #listen(plan: WorkerPlan, descriptors: Map<number, number>, problems: Problem[]) {
-    // The soft limit is what the kernel refuses at; a plane that reaches it could not even accept in order to refuse.
-    const limit = native().sluice_raise_nofile()
-    this.#descriptorsMax = limit > 0 ? limit - DESCRIPTORS_RESERVED - plan.listeners.length : Infinity
     const wanted = new Set(plan.listeners.map((listener) => listener.key))
     for (const [key, listener] of this.#listeners) if (!wanted.has(key)) this.#unlisten(key, listener)
     for (const planned of plan.listeners) {
@@ -177,12 +194,30 @@ export class UserPlane implements Services {
     }
     for (const fd of descriptors.values()) native().sluice_close(fd)
     descriptors.clear()
+    this.#accepting.look()
+    this.#acceptLook ??= setInterval(() => this.#accepting.look(), ACCEPT_LOOK_MS)
+  }
+
+  #freeDescriptors(below: number, enough: number): number {
+    const [listener] = this.#listeners.values()
+    // Without one there is nothing to pause.
+    return listener ? native().sluice_descriptors_free(listener.anyDescriptor, below, enough) : enough
+  }
+
+  /** Once for each episode. */
+  #tellAccepting(tell: ((state: AcceptState) => void) | undefined) {
+    const { paused, limit } = this.#accepting
+    const facts = { limit, connections: this.table.size, spliced: this.spliced }
+    if (paused) this.log('warn', 'Accepting pauses: the descriptors of the worker are almost all in use', facts)
+    else this.log('info', 'Accepting goes on: there are descriptors again', facts)
+    tell?.({ paused, limit, connections: this.table.size })
   }
 
   #open(planned: WorkerPlan['listeners'][number], fd: number, problems: Problem[]): Listener | undefined {
     try {
       const listener = new Listener(planned, planned.descriptor, fd, (from, socket) => this.#accept(from, socket))
       this.#listeners.set(planned.key, listener)
+      if (this.#accepting.paused) listener.pause()
       return listener
     } catch (error) {
       native().sluice_close(fd)
@@ -205,7 +240,7 @@ export class UserPlane implements Services {
     connection.client.socket = socket
     socket.data = connection.client
     try {
-      if (this.#descriptorsUsed > this.#descriptorsMax) {
+      if (this.#accepting.isTooLate(socket.fd)) {
         this.reporter.refused(listener.routes[0]?.name ?? '', 'descriptors')
         connection.discard()
       } else if (!listener.trusted.empty && listener.trusted.has(connection.clientBytes))
@@ -215,10 +250,7 @@ export class UserPlane implements Services {
     } catch (error) {
       connection.crashed(error)
     }
-  }
-
-  get #descriptorsUsed() {
-    return this.table.size * DESCRIPTORS_EACH + this.spliced * DESCRIPTORS_MORE_SPLICED + this.#checks.running
+    this.#accepting.accepted(socket.fd)
   }
 
   close(id: string, reason: CloseReason): boolean {
@@ -266,6 +298,7 @@ export class UserPlane implements Services {
     this.#stopped = Promise.withResolvers()
     for (const [key, listener] of this.#listeners) this.#unlisten(key, listener)
     this.#checks.set([])
+    clearInterval(this.#acceptLook)
     const cut = () => {
       for (const connection of [...this.table.values()]) connection.cut('drained')
     }
@@ -291,6 +324,7 @@ export class UserPlane implements Services {
   }
 
   left() {
+    this.#accepting.left()
     if (!this.#stopped || this.#over || this.table.size > 0) return
     this.#over = true
     for (const drain of this.#deadlines) this.timers.disarm(drain)
@@ -300,6 +334,11 @@ export class UserPlane implements Services {
     leaveRelay()
     this.#stopped.resolve()
   }
+}
+
+function softLimit(): number {
+  const limit = native().sluice_raise_nofile()
+  return limit > 0 ? limit : Infinity
 }
 
 class Drain extends Timed {

@@ -34,6 +34,11 @@ export class Listener {
     return Bun.listen<Listener>({ fd, allowHalfOpen: true, data: this, socket: acceptHandlers })
   }
 
+  /** Some descriptor of it, -1 when it has none. */
+  get anyDescriptor(): number {
+    return this.#second
+  }
+
   /** Accepts no more; the kernel completes handshakes and keeps them in the backlog. */
   pause() {
     if (this.#second < 0) return
