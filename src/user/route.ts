@@ -38,7 +38,8 @@ export class LiveRoute implements Choice, Guard {
   handler: Invoke | { problem: string } | null = null
   /** What prepare() found, repeated with every plan that leaves it so. */
   readonly problems: string[] = []
-  #certificate: Certificate | undefined
+  /** What the context was made of. */
+  #material: string | undefined
   #lastLog = -Infinity
   #unlogged = 0
 
@@ -94,24 +95,28 @@ export class LiveRoute implements Choice, Guard {
     }
   }
 
-  /** A new context for a new certificate only: session tickets live in the context. */
-  setCertificate(certificate: Certificate | undefined): string | undefined {
-    if (
-      this.secureContext &&
-      certificate?.cert === this.#certificate?.cert &&
-      certificate?.key === this.#certificate?.key
-    )
+  /** A new context only where it would be another one: session tickets live in it, and are good for nothing else.
+   *  @param before the route's earlier version. */
+  setCertificate(certificate: Certificate | undefined, before?: LiveRoute): string | undefined {
+    if (!this.terminates || !certificate || (this.tls!.clientCa !== null && this.clientCa === null)) {
+      this.secureContext = null
       return undefined
+    }
+    const options = {
+      ...certificate,
+      minVersion: this.tls!.minVersion,
+      ...(this.clientCa === null ? {} : { ca: this.clientCa }),
+    }
+    const material = JSON.stringify(options)
+    const earlier = [this, before].find((one) => one?.secureContext && one.#material === material)
+    this.#material = material
+    if (earlier) {
+      this.secureContext = earlier.secureContext
+      return undefined
+    }
     this.secureContext = null
-    if (!this.terminates || !certificate || (this.tls!.clientCa !== null && this.clientCa === null)) return undefined
     try {
-      const context = tls.createSecureContext({
-        ...certificate,
-        minVersion: this.tls!.minVersion,
-        ...(this.clientCa === null ? {} : { ca: this.clientCa }),
-      })
-      this.secureContext = context.context as object
-      this.#certificate = certificate
+      this.secureContext = tls.createSecureContext(options).context as object
       return undefined
     } catch (error) {
       return `Cannot use the certificate: ${(error as Error).message}`
