@@ -14,7 +14,12 @@ const sets: Record<PackageSet, { contains: PackageSet[]; packages: string[] }> =
   /** Real peers, and the tools the tests look with. */
   test: {
     contains: ['run'],
-    packages: ['haproxy', 'nginx', 'libnginx-mod-stream', 'netcat-openbsd', 'strace'],
+    packages: [
+      ...['haproxy', 'nginx', 'libnginx-mod-stream', 'netcat-openbsd', 'strace', 'testssl.sh'],
+      ...['postgresql', 'redis-server', 'openssh-server', 'python3-aiosmtpd'],
+      // The programs alone: mariadb-server is a service, and many times as large.
+      ...['mariadb-server-core', 'mariadb-client-core'],
+    ],
   },
   /** An emulated machine for another kernel, and what takes that kernel out of its package. */
   vm: { contains: ['test'], packages: ['qemu-system-x86', 'kmod', 'busybox-static', 'tar'] },
