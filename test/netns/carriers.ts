@@ -1,6 +1,7 @@
 // The carriers as a client and a target see them: how a route of each is written, how a client comes to it, and one kind of
 // end for all of them, so that a test says once what has to hold whichever carries the bytes.
 import type { Socket } from 'bun'
+import { readdir, readlink } from 'node:fs/promises'
 import { signed } from '../certificates/tools.ts'
 import { slowness } from '../support.ts'
 import { captureHello } from '../user/hellos.ts'
@@ -154,6 +155,17 @@ export interface Target {
   stop(): void
 }
 
+/** Descriptors of a process by kind. Pipes are lent from a pool that outlives connections; sockets belong to one each. */
+export async function descriptors(pid: number): Promise<Record<string, number>> {
+  const counts: Record<string, number> = {}
+  for (const name of await readdir(`/proc/${pid}/fd`)) {
+    // One that is closed between the two looks is not there.
+    const kind = (await readlink(`/proc/${pid}/fd/${name}`).catch(() => '')).split(':')[0]!
+    if (kind) counts[kind] = (counts[kind] ?? 0) + 1
+  }
+  return counts
+}
+
 export interface Carrier {
   name: 'kernel' | 'splice' | 'user' | 'terminate' | 're-encrypt'
   /** What the record says. */
@@ -232,7 +244,11 @@ export async function carriers(): Promise<Carrier[]> {
       name: 're-encrypt',
       carrier: user,
       route: route({
-        tls: { mode: 'terminate-and-reencrypt', certificate: 'self-signed', upstream: { insecure: true } },
+        tls: {
+          mode: 'terminate-and-reencrypt',
+          certificate: 'self-signed',
+          upstream: { serverName: NAME, insecure: true },
+        },
       }),
       listen: listen(0, certificate),
     },
