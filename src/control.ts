@@ -201,7 +201,7 @@ export class Control implements Gateway {
       kernel: () => this.#kernel.plane,
       drains,
       health: (route, endpoint) => this.#health.of(route, endpoint),
-      workerRestarts: () => this.#supervisor.restarts,
+      worker: () => this.#supervisor.view,
       refresh: () => this.#refresh(),
     })
   }
@@ -478,7 +478,7 @@ export class Control implements Gateway {
       configFile: this.options.configFile ?? null,
       routes: { total: routes.length, active: routes.filter((route) => route.state === 'active').length },
       connections: { kernel: kernel?.flows.size ?? 0, proxied: this.table.size },
-      worker: { pid: this.#supervisor.pid, uid: this.#supervisor.uid, restarts: this.#supervisor.restarts },
+      worker: this.#supervisor.view,
       kernel: {
         active: phase === 'ready' && (kernel?.ruleset.elements ?? 0) > 0,
         phase,

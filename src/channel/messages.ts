@@ -92,7 +92,9 @@ export type ToControl =
       request: number
       counts: { id: string; bytesIn: number; bytesOut: number; state: 'opening' | 'open' | 'half-closed' | 'closing' }[]
     }
-  /** Accepting has paused for want of descriptors, or goes on. */
-  | { type: 'accepting'; paused: boolean; limit: number; connections: number }
+  /** Accepting has paused for want of descriptors, or goes on; or the limit of descriptors is another. */
+  | { type: 'accepting'; paused: boolean; limit: number }
+  /** The sweep found so many connections that nothing would have ended any more, and ended them. */
+  | { type: 'swept'; count: number }
   | { type: 'log'; level: 'debug' | 'info' | 'warn' | 'error'; message: string; fields?: Record<string, unknown> }
   | { type: 'stopped' }

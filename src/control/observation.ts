@@ -7,7 +7,7 @@ import { CapacityWatch, type Capacity, type KernelPlane } from '../kernel/index.
 import type { AccessLog } from '../observe/access-log.ts'
 import type { Exposition, TargetView } from '../observe/admin.ts'
 import type { Log } from '../observe/log.ts'
-import { Metrics } from '../observe/metrics.ts'
+import { Metrics, type WorkerView } from '../observe/metrics.ts'
 import { OpenReports } from '../observe/open.ts'
 import { RefusalLog } from '../observe/refusals.ts'
 import type { PlannedRoute } from '../plan/types.ts'
@@ -26,7 +26,7 @@ export interface Observed {
   drains: Drains
   /** undefined: it is not watched. */
   health(route: string, endpoint: string): EndpointHealth | undefined
-  workerRestarts(): number
+  worker(): WorkerView
   /** Counts of live connections are as new as they can be when it resolves. */
   refresh(): Promise<void>
 }
@@ -113,7 +113,7 @@ export class Observation {
   }
 
   #sources() {
-    const { table, routes, kernel, accessLog, workerRestarts } = this.observed
+    const { table, routes, kernel, accessLog, worker } = this.observed
     return {
       version: VERSION,
       *routes() {
@@ -134,7 +134,7 @@ export class Observation {
       },
       conntrack: () => this.#capacity.last,
       anomalies: () => table.anomalies,
-      workerRestarts,
+      worker,
       accessLogDropped: () => accessLog?.dropped ?? 0,
     }
   }

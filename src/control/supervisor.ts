@@ -39,6 +39,12 @@ export class Supervisor {
   pid: number | null = null
   uid: number | null = null
   restarts = 0
+  /** false: it has paused for want of descriptors. */
+  accepting = true
+  descriptorsMax: number | null = null
+  /** Of all workers there were. */
+  acceptPauses = 0
+  swept = 0
 
   constructor(private readonly options: SupervisorOptions) {}
 
@@ -69,6 +75,12 @@ export class Supervisor {
   #onMessage(message: ToControl) {
     if (message.type === 'ready') this.uid = message.uid
     if (message.type === 'stopped') this.#stopped?.()
+    if (message.type === 'swept') this.swept += message.count
+    if (message.type === 'accepting') {
+      if (message.paused && this.accepting) this.acceptPauses++
+      this.accepting = !message.paused
+      this.descriptorsMax = message.limit
+    }
     if (message.type === 'sampled') {
       this.#samples.get(message.request)?.(message.counts)
       this.#samples.delete(message.request)
@@ -81,6 +93,7 @@ export class Supervisor {
     this.#channel?.close()
     this.#channel = undefined
     this.pid = null
+    this.accepting = true
     for (const answer of this.#samples.values()) answer([])
     this.#samples.clear()
     this.#stopped?.()
@@ -153,6 +166,12 @@ export class Supervisor {
     })
     this.#channel.send({ type: 'sample', request })
     return promise
+  }
+
+  /** For those who look. */
+  get view() {
+    const { pid, uid, restarts, accepting, acceptPauses, descriptorsMax, swept } = this
+    return { pid, uid, restarts, accepting, acceptPauses, descriptorsMax, swept }
   }
 
   async stop(graceMs: number): Promise<void> {

@@ -22,8 +22,15 @@ export interface MetricSources {
   kernel(): { elements: number; transactions: number; drifts: number; eventsLost: number } | null
   conntrack(): { entries: number; limit: number } | null
   anomalies(): number
-  workerRestarts(): number
+  worker(): WorkerView
   accessLogDropped(): number
+}
+
+export interface WorkerView {
+  restarts: number
+  accepting: boolean
+  acceptPauses: number
+  swept: number
 }
 
 type Labels = Record<string, string>
@@ -252,7 +259,18 @@ function familiesOf(sources: MetricSources): Family[] {
     one(sources.anomalies()),
   )
   counter('sluice_worker_restarts_total', 'Workers that ended without being asked to and were replaced', () =>
-    one(sources.workerRestarts()),
+    one(sources.worker().restarts),
+  )
+  gauge('sluice_accepting', '0: accepting pauses, because the descriptors of the worker are almost all in use', () =>
+    one(sources.worker().accepting ? 1 : 0),
+  )
+  counter('sluice_accept_pauses_total', 'Times that accepting paused for want of descriptors', () =>
+    one(sources.worker().acceptPauses),
+  )
+  counter(
+    'sluice_swept_total',
+    'Connections that nothing would have ended any more, found and ended by the sweep: a bug of sluice, should stay 0',
+    () => one(sources.worker().swept),
   )
   counter('sluice_access_log_dropped_total', 'Lines that the destination of the access log did not take in time', () =>
     one(sources.accessLogDropped()),

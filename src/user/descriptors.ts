@@ -18,6 +18,8 @@ export interface Pausing {
   free(below: number, enough: number): number
   pause(): void
   resume(): void
+  /** The limit is another than before. */
+  limited(): void
   now(): number
 }
 
@@ -33,7 +35,9 @@ export class Accepting {
 
   /** The limit may have changed; called with a plan, and every now and then. */
   look() {
+    const before = this.limit
     this.limit = this.plane.limit()
+    if (this.limit !== before) this.plane.limited()
     const { pauseAt, resumeAt } = thresholds(this.limit)
     this.#pauseAt = pauseAt
     this.#resumeAt = resumeAt

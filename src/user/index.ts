@@ -87,12 +87,15 @@ export class UserPlane implements Services {
       free: (below, enough) => this.#freeDescriptors(below, enough),
       pause: () => {
         for (const listener of this.#listeners.values()) listener.pause()
+        this.#logAccepting()
         this.#tellAccepting(out.accepting)
       },
       resume: () => {
         for (const listener of this.#listeners.values()) listener.resume()
+        this.#logAccepting()
         this.#tellAccepting(out.accepting)
       },
+      limited: () => this.#tellAccepting(out.accepting),
       now: () => performance.now(),
     })
     this.#idPrefix = options.idPrefix
@@ -205,12 +208,16 @@ export class UserPlane implements Services {
   }
 
   /** Once for each episode. */
-  #tellAccepting(tell: ((state: AcceptState) => void) | undefined) {
+  #logAccepting() {
     const { paused, limit } = this.#accepting
     const facts = { limit, connections: this.table.size, spliced: this.spliced }
     if (paused) this.log('warn', 'Accepting pauses: the descriptors of the worker are almost all in use', facts)
     else this.log('info', 'Accepting goes on: there are descriptors again', facts)
-    tell?.({ paused, limit, connections: this.table.size })
+  }
+
+  #tellAccepting(tell: ((state: AcceptState) => void) | undefined) {
+    const { paused, limit } = this.#accepting
+    tell?.({ paused, limit })
   }
 
   #open(planned: WorkerPlan['listeners'][number], fd: number, problems: Problem[]): Listener | undefined {

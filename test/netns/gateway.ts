@@ -43,7 +43,15 @@ export interface Connection {
 export interface Status {
   pid: number
   connections: { kernel: number; proxied: number }
-  worker: { pid: number; uid: number; restarts: number }
+  worker: {
+    pid: number
+    uid: number
+    restarts: number
+    accepting: boolean
+    acceptPauses: number
+    descriptorsMax: number | null
+    swept: number
+  }
   kernel: {
     active: boolean
     phase: string
@@ -93,6 +101,8 @@ export interface GatewayOptions {
   /** Fields beside the routes; admin, log and stateDir are in the gateway's own directory without being named. */
   config?: object
   env?: Record<string, string>
+  /** A command that starts the program in its own way: setpriv(1), prlimit(1). */
+  through?: string[]
   /** false: returns as soon as the process runs. Default: every route has been active. */
   ready?: boolean | ((routes: RouteState[]) => boolean)
 }
@@ -158,12 +168,16 @@ export class Gateway implements AsyncDisposable {
   async restart(options: GatewayOptions = this.options): Promise<void> {
     this.#lives++
     // By way of env(1): a PATH of the gateway's own must not keep nsenter from being found.
+    const { through = [] } = options
     const own = Object.entries({ ...options.env }).map(([name, value]) => `${name}=${value}`)
-    this.process = this.namespace.spawn([Bun.which('env')!, ...own, ...this.command('run', '--config', this.file)], {
-      stdin: 'ignore',
-      stdout: 'ignore',
-      stderr: Bun.file(this.log),
-    })
+    this.process = this.namespace.spawn(
+      [Bun.which('env')!, ...own, ...through, ...this.command('run', '--config', this.file)],
+      {
+        stdin: 'ignore',
+        stdout: 'ignore',
+        stderr: Bun.file(this.log),
+      },
+    )
     const { ready = true } = options
     if (ready === false) return
     await until(

@@ -258,20 +258,20 @@ export class Talker {
   }
 
   /** The next `length` characters. */
-  read(length: number): Promise<string> {
+  read(length: number, ms = ANSWER_MS_MAX): Promise<string> {
     if (this.ended) return Promise.reject(new Error(`the connection has ended: ${this.ended}`))
     const { promise, resolve, reject } = Promise.withResolvers<string>()
-    const late = setTimeout(() => reject(new Error(`no answer within ${ANSWER_MS_MAX} ms`)), ANSWER_MS_MAX)
+    const late = setTimeout(() => reject(new Error(`no answer within ${ms} ms`)), ms)
     this.#wanted = { length, resolve, reject }
     this.#answer()
     return promise.finally(() => clearTimeout(late))
   }
 
   /** Says it and hears it back. */
-  async say(text = `round ${this.rounds}`): Promise<void> {
+  async say(text = `round ${this.rounds}`, ms = ANSWER_MS_MAX): Promise<void> {
     if (this.ended) throw new Error(`the connection has ended: ${this.ended}`)
     this.#socket.write(text)
-    const answer = await this.read(text.length)
+    const answer = await this.read(text.length, ms)
     if (answer !== text) throw new Error(`heard ${JSON.stringify(answer)} instead of ${JSON.stringify(text)}`)
     this.rounds++
   }

@@ -46,7 +46,7 @@ function sources(table: ConnectionTable, more: Partial<MetricSources> = {}): Met
     kernel: () => null,
     conntrack: () => null,
     anomalies: () => table.anomalies,
-    workerRestarts: () => 0,
+    worker: () => ({ restarts: 0, accepting: true, acceptPauses: 2, swept: 0 }),
     accessLogDropped: () => 0,
     ...more,
   }
