@@ -26,6 +26,7 @@ export async function runWorker(): Promise<void> {
       report: (events) => channel.send({ type: 'connections', ...events }),
       dialed: (dials) => channel.send({ type: 'dialed', dials }),
       checked: (results) => channel.send({ type: 'checked', results }),
+      swept: (count) => channel.send({ type: 'swept', count }),
       accepting: (state) => channel.send({ type: 'accepting', ...state }),
       log,
     },

@@ -68,6 +68,12 @@ export const ACCEPT_LOOK_MS = 1000
 /** While paused, a connection that ends is reason to look again, this often at most: a look costs a call for each free one. */
 export const ACCEPT_RETRY_MS = 50
 
+/** How often connections are looked for that nothing would end any more; what is found twice is ended. */
+export const SWEEP_MS = 10_000
+
+/** Connections that are looked at before others have their turn: about a microsecond each, one more of those in native code. */
+export const SWEEP_CONNECTIONS_PER_TURN = 1000
+
 /** Loading a handler module. Above: the route reports a problem and its connections end with handler_failed. */
 export const HANDLER_LOAD_MS_MAX = 10_000
 

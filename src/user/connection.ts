@@ -35,6 +35,8 @@ export interface Attachment {
   /** The operator or a deadline wants it over. true: settle() comes later, with the final counts. */
   close?(reason: CloseReason): boolean
   counts?(): { bytesIn: number; bytesOut: number } | undefined
+  /** Native code has the sockets: does it still know of them? undefined: they are TypeScript's at the moment. */
+  held?(): boolean | undefined
   /** The client sent FIN while its bytes are still held. */
   clientEnded?(): void
 }
@@ -243,6 +245,14 @@ export class Connection extends Timed implements Owner, Reported {
   log(level: 'debug' | 'info' | 'warn' | 'error', message: string, fields?: Record<string, unknown>) {
     const line = this.route ? this.route.logLine(message, this.services.timers.now) : message
     if (line !== undefined) this.services.log(level, line, { id: this.id, route: this.route?.name, ...fields })
+  }
+
+  /** The sweep found that nothing would end it any more. */
+  swept(what: string, facts: object) {
+    this.services.log('error', `The sweep ended a connection: ${what}`, { ...facts, ...this.record() })
+    // One that has settled was only not forgotten.
+    if (this.settled) this.services.table.delete(this.id)
+    else this.settle('internal_error')
   }
 
   crashed(error: unknown) {

@@ -20,6 +20,7 @@ import { leaveRelay, useRelay } from './relay.ts'
 import { Reporter } from './report.ts'
 import { LiveRoute } from './route.ts'
 import { Counters, Everyone, NetworkList } from './security.ts'
+import { Sweep } from './sweep.ts'
 import { Timed, Timers } from './timers.ts'
 
 export type Log = (
@@ -50,6 +51,7 @@ export class UserPlane implements Services {
   readonly #deadlines = new Set<Drain>()
   readonly #checks: HealthChecks
   readonly #accepting: Accepting
+  readonly sweep: Sweep
   #acceptLook: Timer | undefined
   #plan: WorkerPlan | undefined
   #routes = new Map<string, LiveRoute>()
@@ -66,6 +68,7 @@ export class UserPlane implements Services {
       dialed?(dials: DialReport[]): void
       checked?(results: CheckResult[]): void
       accepting?(state: AcceptState): void
+      swept?(count: number): void
       log: Log
     },
     options: { idPrefix: string; configFile?: string; timers?: Timers },
@@ -98,6 +101,7 @@ export class UserPlane implements Services {
       limited: () => this.#tellAccepting(out.accepting),
       now: () => performance.now(),
     })
+    this.sweep = new Sweep({ table: this.table, timers: this.timers, swept: (count) => out.swept?.(count) })
     this.#idPrefix = options.idPrefix
     this.#configFile = options.configFile
     useRelay()
@@ -198,6 +202,7 @@ export class UserPlane implements Services {
     for (const fd of descriptors.values()) native().sluice_close(fd)
     descriptors.clear()
     this.#accepting.look()
+    this.sweep.start()
     this.#acceptLook ??= setInterval(() => this.#accepting.look(), ACCEPT_LOOK_MS)
   }
 
@@ -338,6 +343,7 @@ export class UserPlane implements Services {
     this.#deadlines.clear()
     this.reporter.flush()
     this.dials.flush()
+    this.sweep.stop()
     leaveRelay()
     this.#stopped.resolve()
   }

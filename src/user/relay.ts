@@ -114,6 +114,10 @@ class Relayed implements Attachment {
     return now ? this.#sum(now.bytesIn, now.bytesOut) : undefined
   }
 
+  held() {
+    return this.stats() !== undefined
+  }
+
   stats() {
     if (native().sluice_relay_stats(this.id, ptr(scratch)) < 0) return undefined
     return readEvent(scratch, 0)
