@@ -53,7 +53,12 @@ export function renderDifference(
   const wanted = chainsOf(want)
   const present = new Set(chains)
   const remove = (map: MapName) =>
-    gone.of(map).map((elements) => `delete element inet ${table} ${map} { ${elements.map(([key]) => key).join(', ')} }`)
+    gone
+      .of(map)
+      .map(
+        (elements) =>
+          `delete element inet ${table} ${map} { ${elements.map(([key]) => keyToDelete(map, key)).join(', ')} }`,
+      )
   const add = (map: MapName) =>
     come
       .of(map)
@@ -72,6 +77,15 @@ export function renderDifference(
 const isListener = (map: string) => map.startsWith('listen')
 const LISTENERS = MAPS.filter(isListener)
 const OTHERS = MAPS.filter((map) => !isListener(map))
+
+const LISTS: readonly string[] = ['block4', 'block6', 'allow4', 'allow6']
+
+/** Single addresses in a set of networks are deleted as ranges of one: as they stand nft 1.0.6 sends them without an end, and
+ *  the kernel does not find them. */
+function keyToDelete(map: MapName, key: string): string {
+  const address = LISTS.includes(map) && key.split(' . ')[1]!
+  return address && !address.includes('-') ? `${key}-${address}` : key
+}
 
 class Elements {
   readonly #byMap = new Map<string, [string, KernelElement][]>()

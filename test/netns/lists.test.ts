@@ -92,3 +92,33 @@ test('H13, I1: the kernel refuses whom the user plane would: random lists, IPv4 
   expect(wrong).toEqual([])
   expect(Math.min(count.refused, count.admitted)).toBeGreaterThan((ROUTES * CLIENTS) / 5)
 }, 120_000)
+
+test('H4, I1: lists are taken out of the kernel as they were put in: every spelling, both families', async () => {
+  await using lab = await Lab.create()
+  const planned = (security: object) => {
+    const target = { host: '10.0.0.1', port: 80 }
+    const checked = check({
+      routes: [{ name: 'r', match: { ports: 80 }, action: { type: 'forward', targets: [target] }, security }],
+    })
+    if (!checked.ok) throw new Error(Bun.inspect(checked.problems))
+    return plan(checked.config, noFacts(BASE, 'test')).kernel
+  }
+  const list = ['192.0.2.1', '192.0.2.7-192.0.2.9', '198.51.100.0/24', '10.*', '2001:db8::1', '2001:db8:1::/48']
+  const [full, some, none] = [
+    planned({ ipBlockList: list, ipAllowList: list }),
+    planned({ ipBlockList: ['192.0.2.1', '2001:db8::1'], ipAllowList: list.slice(1) }),
+    planned({ maxConnections: 5 }),
+  ]
+  for (const command of renderAll('sluice', BASE, full)) await lab.gateway.nft(command)
+  for (const [from, to] of [
+    [full, some],
+    [some, full],
+    [full, none],
+    [none, some],
+    [some, none],
+  ] as const) {
+    await lab.gateway.nft(renderDifference('sluice', from, to).join('\n'))
+    const listed = JSON.parse(await lab.gateway.must(['nft', '-j', 'list', 'table', 'inet', 'sluice']))
+    expect(renderDifference('sluice', parseListing(listed.nftables, BASE).state, to)).toEqual([])
+  }
+}, 60_000)
