@@ -78,6 +78,8 @@ export interface Bench {
   refused: Map<string, number>
   dials: DialReport[]
   logged: string[]
+  /** What the sweep ended: a mistake, in every test but its own. */
+  swept: number
   /** The next plan for the same listeners. */
   apply(routes: UserRoute[], certificates?: Record<string, { cert: string; key: string }>): Promise<Problem[]>
   /** Resolves when n connections have settled in all; their reasons are what most tests ask for. */
@@ -129,6 +131,7 @@ export async function open(
     refused: new Map<string, number>(),
     dials: [] as DialReport[],
     logged: [] as string[],
+    swept: 0,
     ports: listeners.map((one) => one.port),
     port: listeners[0]!.port,
   } as Bench
@@ -141,8 +144,9 @@ export async function open(
   const log = (level: string, message: string, fields?: object) =>
     bench.logged.push(`${level} ${message} ${JSON.stringify(fields ?? {})}`)
   const dialed = (dials: DialReport[]) => void bench.dials.push(...dials)
+  const swept = (count: number) => void (bench.swept += count)
   const { configFile, timers } = options
-  bench.plane = new UserPlane({ report, dialed, log }, { idPrefix: 'w1-', configFile, timers })
+  bench.plane = new UserPlane({ report, dialed, log, swept }, { idPrefix: 'w1-', configFile, timers })
   let generation = 0
   bench.apply = (routes, certificates = options.certificates ?? {}) => {
     const sent = generation++ === 0 ? fds : new Map<number, number>()
