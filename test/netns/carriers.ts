@@ -138,7 +138,8 @@ export const peerHandlers = {
   drain: (socket: Socket<Peer>) => socket.data.flush(),
   end: (socket: Socket<Peer>) => socket.data.hearEnd(),
   close: (socket: Socket<Peer>, error?: Error) => socket.data.hearOver(error ?? 'closed'),
-  error: (socket: Socket<Peer>, error: Error) => socket.data.hearOver(error),
+  // One that fails in its handshake has not been opened.
+  error: (socket: Socket<Peer | undefined>, error: Error) => socket.data?.hearOver(error),
 }
 
 export type Behaviour = (peer: Peer) => void
