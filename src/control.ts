@@ -29,6 +29,7 @@ import { carriedNow, routeView, type Carried } from './control/view.ts'
 import { programVersion } from './kernel/index.ts'
 import { AccessLog } from './observe/access-log.ts'
 import { AdminServer, type Gateway, type ReloadResult } from './observe/admin.ts'
+import { Events } from './observe/events.ts'
 import { makeLog, type Log } from './observe/log.ts'
 import { configuredRoutes } from './plan/default.ts'
 import { emptyState, isEmpty } from './plan/kernel-state.ts'
@@ -53,6 +54,9 @@ export interface ControlOptions {
 export class Control implements Gateway {
   readonly log: Log
   readonly table = new ConnectionTable()
+  readonly events = new Events({
+    routes: () => this.#plan.routes.map((route) => ({ name: route.name, ...this.#carried(route) })),
+  })
   readonly #supervisor: Supervisor
   readonly #kernel: KernelStart
   readonly #cutting: Cutting
@@ -138,6 +142,7 @@ export class Control implements Gateway {
   async start(): Promise<void> {
     native().sluice_raise_nofile()
     this.table.observe(this.#health)
+    this.table.observe(this.events)
     const access = this.#config.log?.access ?? 'stdout'
     const destination = typeof access === 'object' ? access.file : access
     if (destination !== 'off') {
@@ -217,7 +222,10 @@ export class Control implements Gateway {
         sysctlMemory: join(this.#stateDir, 'sysctl.json'),
         sealMemory: join(this.#stateDir, 'rules.seal'),
         log,
-        flowOpened: (route, target, openedMs) => table.flowOpened(route, target, openedMs),
+        flowOpened: (route, target, openedMs, slot) => {
+          table.flowOpened(route, target, openedMs)
+          if (slot !== null && this.events.wanted) this.events.opened(this.#kernel.plane!.flows.record(slot))
+        },
         flowCarried: (route, target, openedMs, more) => table.flowCarried(route, target, openedMs, more),
         flowSettled: (record, carried, written) => table.flowSettled(record, carried, written),
         refused: (route, { reason, count, enforced }) =>
@@ -395,6 +403,7 @@ export class Control implements Gateway {
       this.log(up ? 'info' : 'warn', `Target ${endpoint} of route "${route}" is ${up ? 'up' : 'down'}: ${why}`)
     if (changes.length > HEALTH_LINES_MAX)
       this.log('warn', `${changes.length - HEALTH_LINES_MAX} more targets changed at the same moment`)
+    for (const change of changes) this.events.target(change)
     await this.#retarget(new Set(changes.map((change) => change.route)))
     if (this.#stopping) return
     for (const route of this.#plan.routes) {
@@ -628,6 +637,7 @@ export class Control implements Gateway {
       this.#supervisor.stop(graceMs),
       this.#kernel.plane?.stop(this.#config.kernel?.onStop ?? 'remove', graceMs),
     ])
+    this.events.stop()
     await this.#admin?.stop()
     await this.#observation?.stop()
     await this.#accessLog?.close()

@@ -147,3 +147,18 @@ export const WRITTEN_BYTES_MAX = 64 * 1024 * 1024
 
 /** Names of routes that are gone. Above: those without a live flow are forgotten. */
 export const NAMES_KEPT_MAX = 1000
+
+/** Those who listen to events at once: dashboards and operators. Above: 503. */
+export const EVENT_SUBSCRIBERS_MAX = 32
+
+/** Events that wait for one who listens, about a thousand. Above: they are lost to it, and it is told how many. */
+export const EVENT_BYTES_QUEUED_MAX = 256 * 1024
+
+/** A sign of life to those who listen: shorter than what lies between takes for silence (30 to 60 s). */
+export const EVENT_HEARTBEAT_MS = 15_000
+
+/** Heartbeats that one who listens may have no room for. Above: it is taken for dead. */
+export const EVENT_STALLED_BEATS_MAX = 4
+
+/** How often refusals are told and states of routes are looked at, while somebody listens. */
+export const EVENT_LOOK_MS = 1000

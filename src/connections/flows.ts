@@ -39,7 +39,8 @@ const CLOCK_MS = 10
 
 /** What a batch did. */
 export interface FlowListener {
-  opened(number: number, target: string, openedMs: number): void
+  /** slot: where its record is; null: it is over already. */
+  opened(number: number, target: string, openedMs: number, slot: number | null): void
   /** It has carried this much more than was told before. */
   carried(number: number, target: string, openedMs: number, more: Carried): void
   /** Out of the table when this is called. `carried`: the sum of all that was told. `written`: an earlier life has written its
@@ -211,7 +212,7 @@ export class FlowTable {
   #tellWhole(bytes: Uint8Array, view: DataView, at: number, reason: CloseReason, closedMs: number, written = false) {
     const number = numberOf(view, at)
     const [target, opened, carried] = [this.#targetOf(bytes, view, at), openedMs(view, at), carriedOf(bytes, view, at)]
-    this.listener.opened(number, target, opened)
+    this.listener.opened(number, target, opened, null)
     this.listener.carried(number, target, opened, carried)
     const record = recordOf(bytes, view, at, this.routeOf(number), target, PHASE.OPEN, opened)
     this.#remember(keyOf(bytes, view, at))
@@ -470,7 +471,7 @@ export class FlowTable {
     this.#slots.view.setFloat64(base + EXTRA.openedMs, opened, true)
     this.#slots.view.setFloat64(base + EXTRA.bornMs, this.#nowMs - Math.max(0, this.#wallMs - opened), true)
     this.#slots.view.setFloat64(base + EXTRA.activeMs, this.#nowMs, true)
-    this.listener.opened(numberOf(view, at), this.#targetOf(bytes, view, at), opened)
+    this.listener.opened(numberOf(view, at), this.#targetOf(bytes, view, at), opened, slot)
     if (bytes[at + AT.counted]) this.#tellCarried(slot, carriedOf(bytes, view, at))
     return slot
   }

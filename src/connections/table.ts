@@ -25,6 +25,8 @@ export type { Carried, RouteTotals, TargetTotals }
 
 export interface ConnectionObserver {
   opened?(record: ConnectionRecord): void
+  /** Of a proxied connection: its state, its target, what was learned of it. */
+  changed?(record: ConnectionRecord): void
   settled?(record: ConnectionRecord): void
   refused?(route: string, reason: RefusalReason, count: number, observed: boolean): void
 }
@@ -74,7 +76,9 @@ export class ConnectionTable {
     }
     for (const change of events.changed) {
       const record = this.#proxied.get(change.id)
-      if (record) this.#change(record, change)
+      if (!record) continue
+      this.#change(record, change)
+      for (const observer of this.#observers) observer.changed?.(record)
     }
     for (const record of events.settled) {
       // One that opened and settled within a batch comes here only.

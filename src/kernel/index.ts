@@ -42,7 +42,8 @@ export interface KernelOptions {
   /** File that remembers what our rules look like in the kernel. */
   sealMemory: string
   log: Log
-  flowOpened(route: string, target: string, openedMs: number): void
+  /** slot: of flows; null: it is over already. */
+  flowOpened(route: string, target: string, openedMs: number, slot: number | null): void
   /** What a flow has carried beyond what was said before. */
   flowCarried(route: string, target: string, openedMs: number, more: Carried): void
   /** `written`: an earlier life has written its record already. */
@@ -135,7 +136,7 @@ export class KernelPlane {
       (message) => options.log('warn', message),
     )
     this.flows = new FlowTable((number) => this.routeName(number), {
-      opened: (number, target, openedMs) => options.flowOpened(this.routeName(number), target, openedMs),
+      opened: (number, target, openedMs, slot) => options.flowOpened(this.routeName(number), target, openedMs, slot),
       carried: (number, target, openedMs, more) => options.flowCarried(this.routeName(number), target, openedMs, more),
       settled: (record, _number, carried, written) => options.flowSettled(record, carried, written),
       established: (number, target, latencyMs, clock) =>

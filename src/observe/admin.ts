@@ -6,6 +6,7 @@ import { dirname } from 'node:path'
 import { turn } from '../base/turns.ts'
 import type { Problem } from '../config/check.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
+import type { Events } from './events.ts'
 
 /** What control lets the API see and do. */
 export interface Gateway {
@@ -20,6 +21,7 @@ export interface Gateway {
   metrics(): Promise<Exposition>
   reload(): Promise<ReloadResult>
   setRoutes(routes: unknown): Promise<ReloadResult>
+  readonly events: Events
   stop(): void
 }
 
@@ -128,6 +130,13 @@ export class AdminServer {
             (await gateway.close(request.params.id))
               ? Response.json({ closed: request.params.id })
               : Response.json({ error: `no connection ${request.params.id}` }, { status: 404 }),
+        },
+        '/v1/events': {
+          GET: (request, server) => {
+            // It may be silent for long; the heartbeat finds out who has gone.
+            server.timeout(request, 0)
+            return gateway.events.subscribe(new URL(request.url).searchParams.get('route'))
+          },
         },
         '/v1/reload': { POST: async () => act(await gateway.reload()) },
         '/v1/stop': {

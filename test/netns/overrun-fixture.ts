@@ -29,7 +29,7 @@ const kernel = new KernelPlane({
   sysctlMemory: `${directory}/sysctl.json`,
   sealMemory: `${directory}/seal`,
   log: (level, message, fields) => level === 'error' && console.error(message, fields),
-  flowOpened: (...opened) => table.flowOpened(...opened),
+  flowOpened: (route, target, openedMs) => table.flowOpened(route, target, openedMs),
   flowCarried: (...carried) => table.flowCarried(...carried),
   flowSettled: (...settled) => table.flowSettled(...settled),
   established: (_route, target, ms, clock) => setup.push({ ms, clock, target }),
