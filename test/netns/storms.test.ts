@@ -4,9 +4,9 @@ import { expect, test } from 'bun:test'
 import { randomOf } from '../plan/lists.ts'
 import { slowness } from '../support.ts'
 import { carriers, descriptors, echo, type Carrier, type Peer } from './carriers.ts'
-import { forward, Gateway, listening, until } from './gateway.ts'
+import { Gateway, listening, until } from './gateway.ts'
 import { Lab } from './lab.ts'
-import { MIB, visitors } from './traffic.ts'
+import { MIB } from './traffic.ts'
 
 const STORM = Math.ceil(5000 / slowness)
 const AT_ONCE = 100
@@ -16,7 +16,6 @@ const POOLED_MAX = 128
 
 const all = await carriers()
 const of = (name: Carrier['name']) => all.find((one) => one.name === name)!
-const USER_SPACE = all.filter((one) => one.name !== 'kernel')
 
 async function memory(pid: number): Promise<number> {
   const status = await Bun.file(`/proc/${pid}/status`).text()
@@ -226,4 +225,106 @@ for (const carrier of all)
     await until(() => peer.heard === 'well?', 5000, 'it serves')
   }, 120_000)
 
-void [forward, visitors, USER_SPACE]
+const LORIS = Math.ceil(5000 / slowness)
+/** What one of them may cost: what is held of a hello; for TLS a handshake that has begun. */
+const LORIS_KIB_MAX = { splice: 8, terminate: 32 }
+
+/** Clients that do what clients do, one after the other; stop() says how long each took. */
+function customers(serve: () => Promise<void>) {
+  const tookMs: number[] = []
+  const failures: unknown[] = []
+  let stopping = false
+  const loop = (async () => {
+    while (!stopping) {
+      const began = performance.now()
+      await serve().then(
+        () => tookMs.push(performance.now() - began),
+        (error) => failures.push(error),
+      )
+      await Bun.sleep(5)
+    }
+  })()
+  return {
+    async stop() {
+      stopping = true
+      await loop
+      const sorted = tookMs.toSorted((a, b) => a - b)
+      const at = (share: number) => (sorted[Math.floor(sorted.length * share)] ?? NaN).toFixed(1)
+      return { failures, served: tookMs.length, text: `${tookMs.length} served, p50 ${at(0.5)} ms, p99 ${at(0.99)} ms` }
+    },
+  }
+}
+
+for (const [name, reason] of [
+  ['splice', 'first_byte_timeout'],
+  ['terminate', 'handshake_timeout'],
+] as const)
+  test(`I8, E4: slow-loris: ${LORIS} clients that say a byte a second: ${name}`, async () => {
+    const carrier = of(name)
+    await using lab = await Lab.create()
+    const target = carrier.listen(lab.backend, echo)
+    const rest = { timeouts: { firstByte: '6s', handshake: '6s' } }
+    const to = { host: lab.backend.address4, port: target.port }
+    await using gateway = await Gateway.start(lab, [carrier.route('slow', 8400, to, {}, rest)])
+    const hello = await helloBytes(lab)
+    const host = lab.gateway.clientSide4
+    const buy = async () => {
+      const peer = await carrier.connect(lab.client, host, 8400)
+      const answered = Promise.withResolvers<void>()
+      peer.onData = () => answered.resolve()
+      peer.write('hello')
+      await Promise.race([answered.promise, peer.gone])
+      if (peer.received !== 5) throw new Error('not served')
+      peer.finish()
+      await peer.gone
+    }
+    await buy()
+    const before = await footprint(gateway)
+    const alone = customers(buy)
+    await Bun.sleep(1000)
+    const usual = await alone.stop()
+    const { worker } = await gateway.status()
+    const rss = await memory(worker.pid)
+
+    const slow: Peer[] = []
+    let left = LORIS
+    const come = async () => {
+      while (left-- > 0) {
+        const peer = await carrier.connect(lab.client, host, 8400, { mute: true })
+        slow.push(peer)
+        peer.write(hello.subarray(0, 1))
+      }
+    }
+    await Promise.all(Array.from({ length: AT_ONCE }, come))
+    const crowd = customers(buy)
+    let said = 1
+    const dripping = setInterval(() => {
+      for (const peer of slow) if (!peer.over) peer.write(hello.subarray(said, said + 1))
+      said++
+    }, 1000)
+    let most = 0
+    try {
+      await until(
+        async () => {
+          most = Math.max(most, await memory(worker.pid))
+          return slow.every((peer) => peer.over)
+        },
+        30_000,
+        'each of them is ended',
+      )
+    } finally {
+      clearInterval(dripping)
+    }
+    const last = performance.now()
+    const served = await crowd.stop()
+    console.log(
+      `${name}: alone ${usual.text}; among ${LORIS}: ${served.text}; worker ${rss.toFixed(0)}, at most ${most.toFixed(0)} MiB`,
+    )
+    expect([usual.failures, served.failures]).toEqual([[], []])
+    expect(served.served).toBeGreaterThan(20)
+    expect(most - rss).toBeLessThan((LORIS * LORIS_KIB_MAX[name]) / 1024)
+    await asBefore(gateway, before, last, name)
+    const counts = sound(closed(gateway))
+    expect(counts).toEqual({ [reason]: LORIS, finished: 1 + usual.served + served.served })
+    expect((await gateway.status()).worker.pid).toBe(worker.pid)
+  }, 120_000)
