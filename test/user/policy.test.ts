@@ -1,10 +1,12 @@
 // Who is let in: lists, limits, rates; which route they get; and the redirect, which the gateway answers itself.
 import { expect, test } from 'bun:test'
+import net from 'node:net'
 import { canonicalIp, ipBytes } from '../../src/base/addresses.ts'
 import { RATE_CLIENTS_MAX } from '../../src/base/limits.ts'
 import { Balancer } from '../../src/user/balance.ts'
 import { fill } from '../../src/user/redirect.ts'
-import { Everyone, NetworkList, Rate } from '../../src/user/security.ts'
+import { LiveRoute } from '../../src/user/route.ts'
+import { Counters, Everyone, NetworkList, Rate, refusalFor } from '../../src/user/security.ts'
 import { Timed, Timers } from '../../src/user/timers.ts'
 import { client, connected, echo, forward, gone, open, readAll, reasons, route, server, target } from './plane.ts'
 
@@ -136,6 +138,85 @@ test('I8: a rate remembers a bounded number of clients, and forgets those that h
   expect([rate.take('x', 2000), rate.take('x', 2000)]).toEqual([true, false]) // half a second fills in one of two a second
   for (let i = 0; i < RATE_CLIENTS_MAX; i++) rate.take('y', 9000 + i * 1000)
   expect(rate.clients).toBe(1)
+})
+
+test('I1: block beats allow; nothing listed: everybody; something allowed: nobody else; mapped spellings are equal', () => {
+  const verdict = (block: string[], allow: string[], client: string) => {
+    const live = new LiveRoute(route('r', { security: { block, allow } }), new Counters())
+    return refusalFor(live, client, { clientBytes: ipBytes(client) }, 0) ?? 'admitted'
+  }
+  const cases: [string[], string[], string, boolean][] = [
+    [[], [], '192.0.2.1', true],
+    [[], [], '2001:db8::1', true],
+    [['192.0.2.0/24'], ['192.0.2.1'], '192.0.2.1', false],
+    [['192.0.2.0/24'], [], '192.0.3.1', true],
+    [[], ['192.0.2.0/24'], '192.0.3.1', false],
+    // A list of one family says nothing good of the other.
+    [[], ['192.0.2.0/24'], '2001:db8::1', false],
+    [['0.0.0.0/0'], [], '2001:db8::1', true],
+    [['::/0'], [], '192.0.2.1', true],
+    [['::ffff:192.0.2.1'], [], '192.0.2.1', false],
+    [['192.0.2.1'], [], '::ffff:192.0.2.1', false],
+    [['192.0.2.1'], [], '::ffff:c000:201', false],
+    [[], ['::ffff:192.0.2.0/120'], '192.0.2.77', true],
+    [['10.?.?.1'], [], '10.1.2.1', false],
+    [['10.?.?.1'], [], '10.11.2.1', true],
+    [['192.168.*'], [], '192.168.255.255', false],
+    [['10.0.0.250-10.0.1.5'], [], '10.0.1.5', false],
+    [['10.0.0.250-10.0.1.5'], [], '10.0.1.6', true],
+  ]
+  for (const [block, allow, client, admitted] of cases)
+    expect([block, allow, client, verdict(block, allow, client)]).toEqual([block, allow, client, admitted ? 'admitted' : 'route_ip_blocked']) // prettier-ignore
+})
+
+test('I8: 100,000 clients, again and again: each counted once and given back once, and the heap is flat', () => {
+  const counters = new Counters()
+  const rate = new Rate(3, 60_000)
+  const heaps: number[] = []
+  for (let round = 0; round < 6; round++) {
+    for (let i = 0; i < 100_000; i++) {
+      const client = `10.${round}.${i >> 8}.${i & 255}`
+      counters.enter(client)
+      counters.enter(client)
+      rate.take(client, round * 120_000)
+      counters.leave(client)
+    }
+    expect([counters.total, counters.byClient.size]).toEqual([100_000, 100_000])
+    for (let i = 0; i < 100_000; i++) counters.leave(`10.${round}.${i >> 8}.${i & 255}`)
+    expect([counters.total, counters.byClient.size]).toEqual([0, 0])
+    expect(rate.clients).toBeLessThanOrEqual(RATE_CLIENTS_MAX)
+    Bun.gc(true)
+    heaps.push(process.memoryUsage().heapUsed)
+  }
+  // Without the pruning 100,000 more would be 10 MB a round.
+  expect(heaps.at(-1)! - heaps[1]!).toBeLessThan(8 * 1024 * 1024)
+})
+
+test('I8: connections from 1,000 addresses leave no trace of them, however they ended', async () => {
+  const bench = await open([route('r', { action: forward(await echo()), security: { maxConnectionsPerIp: 2 } })])
+  let left = 1000
+  const visitor = async () => {
+    for (let i = left--; i > 0; i = left--) {
+      const socket = net.connect({ port: bench.port, host: '127.0.0.1', localAddress: `127.1.${i >> 8}.${i & 255}` })
+      socket.on('error', () => {})
+      await connected(socket)
+      if (i % 3 === 0) socket.resetAndDestroy()
+      else socket.end('x')
+      await gone(socket.resume())
+    }
+  }
+  await Promise.all(Array.from({ length: 20 }, visitor))
+  await bench.settle(1000)
+  const { total, byClient } = bench.plane.everyone.counters
+  expect([total, byClient.size, bench.plane.size]).toEqual([0, 0, 0])
+}, 20_000)
+
+test('I10: what clients can cause at will is a line a second, and the next one tells how many there were', () => {
+  const live = new LiveRoute(route('r', {}), new Counters())
+  const lines = Array.from({ length: 5000 }, (_, i) => live.logLine(`failed ${i}`, i)).filter(
+    (line) => line !== undefined,
+  )
+  expect(lines).toEqual(['failed 0', 'failed 1000 (and 999 more since the last line)', 'failed 2000 (and 999 more since the last line)', 'failed 3000 (and 999 more since the last line)', 'failed 4000 (and 999 more since the last line)']) // prettier-ignore
 })
 
 test('E8: a client that no route wants is closed at once, 20 times', async () => {
