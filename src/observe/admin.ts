@@ -71,6 +71,8 @@ export interface Exposition {
   text: string
 }
 
+/** A client on this machine takes what is meant for it within a moment. */
+const LAST_ANSWERS_MS_MAX = 250
 const BODY_BYTES_MAX = 64 * 1024 * 1024
 /** bind(2): sun_path is 108 bytes. */
 const PATH_BYTES_MAX = 107
@@ -155,6 +157,11 @@ export class AdminServer {
   async stop() {
     // One that was refused because another gateway answers there must leave that one's socket alone.
     if (!this.#server) return
+    // Answers that are on their way still go out: the last events, that of a stop.
+    const { promise: late, resolve } = Promise.withResolvers<void>()
+    const timer = setTimeout(resolve, LAST_ANSWERS_MS_MAX)
+    await Promise.race([this.#server.stop(), late])
+    clearTimeout(timer)
     await this.#server.stop(true)
     await rm(this.path, { force: true })
   }
