@@ -2,9 +2,17 @@
 // begins with the native record as it came; what is known beyond it follows.
 import { AT, ctIdOf, FLOW, FLOW_BYTES, idOf, sameFlow } from './native-flow.ts'
 
-/** Beyond the native record: phase u8, generation of the last dump that saw it u8, 2 free, when its entry would expire u32 s,
+/** Beyond the native record: phase u8, generation of the last dump that saw it u8, again u16 (idOf), when its entry would expire u32 s,
  *  opened f64 ms; by the clock that is never set: opened f64 ms, when packets were last seen to be counted f64 ms. */
-export const EXTRA = { phase: 160, seen: 161, expiresS: 164, openedMs: 168, bornMs: 176, activeMs: 184 } as const
+export const EXTRA = {
+  phase: 160,
+  seen: 161,
+  again: 162,
+  expiresS: 164,
+  openedMs: 168,
+  bornMs: 176,
+  activeMs: 184,
+} as const
 export const SLOT_BYTES = 192
 const INDEX_SIZE_MIN = 1024
 const SLOTS_MIN = 256
@@ -46,6 +54,11 @@ export class FlowSlots {
     }
   }
 
+  id(slot: number): string {
+    const base = slot * SLOT_BYTES
+    return idOf(this.bytes, this.view, base, this.view.getUint16(base + EXTRA.again, true))
+  }
+
   findId(id: string): number | undefined {
     const ctId = ctIdOf(id)
     if (ctId === undefined) return undefined
@@ -53,7 +66,7 @@ export class FlowSlots {
     for (let i = ctId & (size - 1), probes = 0; probes < size; i = (i + 1) & (size - 1), probes++) {
       const entry = this.#index[i]!
       if (entry === 0) return undefined
-      if (entry > 0 && idOf(this.bytes, this.view, (entry - 1) * SLOT_BYTES) === id) return entry - 1
+      if (entry > 0 && this.id(entry - 1) === id) return entry - 1
     }
     return undefined
   }

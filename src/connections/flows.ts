@@ -88,6 +88,7 @@ export class FlowTable {
   #nowMs = 0
   #wallMs = 0
   readonly #recent = recentFlows()
+  #reuses = 0
   /** Seconds that conntrack remembers a TCP flow, by its state. */
   stateTimeoutsS: readonly number[] = STATE_TIMEOUTS_S
   readonly #targets = new Map<number, string>()
@@ -214,8 +215,9 @@ export class FlowTable {
     const [target, opened, carried] = [this.#targetOf(bytes, view, at), openedMs(view, at), carriedOf(bytes, view, at)]
     this.listener.opened(number, target, opened, null)
     this.listener.carried(number, target, opened, carried)
-    const record = recordOf(bytes, view, at, this.routeOf(number), target, PHASE.OPEN, opened)
-    this.#remember(keyOf(bytes, view, at))
+    const key = keyOf(bytes, view, at)
+    const record = recordOf(bytes, view, at, this.routeOf(number), target, PHASE.OPEN, opened, this.#again(key))
+    this.#remember(key)
     this.#report(record, number, carried, reason, Math.max(closedMs, opened), written)
   }
 
@@ -253,6 +255,11 @@ export class FlowTable {
     const start = startMs(view, at)
     if (start < fromMs - CLOCK_MS || start > toMs || start < this.#recent.sinceMs) return false
     return !this.#recent.has(keyOf(bytes, view, at))
+  }
+
+  /** 0: no other flow of this key has ended lately. Else a number that the others do not have. */
+  #again(key: number): number {
+    return this.#recent.has(key) ? (this.#reuses = (this.#reuses % 0xffff) + 1) : 0
   }
 
   #remember(key: number) {
@@ -374,7 +381,7 @@ export class FlowTable {
   }
 
   id(slot: number): string {
-    return idOf(this.#slots.bytes, this.#slots.view, slot * SLOT_BYTES)
+    return this.#slots.id(slot)
   }
 
   record(slot: number): ConnectionRecord {
@@ -387,6 +394,7 @@ export class FlowTable {
       this.#targetOf(this.#slots.bytes, this.#slots.view, base),
       this.#slots.bytes[base + EXTRA.phase]!,
       this.#slots.view.getFloat64(base + EXTRA.openedMs, true),
+      this.#slots.view.getUint16(base + EXTRA.again, true),
     )
   }
 
@@ -468,6 +476,7 @@ export class FlowTable {
     const base = slot * SLOT_BYTES
     const opened = openedMs(view, at)
     this.#slots.bytes[base + EXTRA.phase] = PHASE.OPENING
+    this.#slots.view.setUint16(base + EXTRA.again, this.#again(keyOf(bytes, view, at)), true)
     this.#slots.view.setFloat64(base + EXTRA.openedMs, opened, true)
     this.#slots.view.setFloat64(base + EXTRA.bornMs, this.#nowMs - Math.max(0, this.#wallMs - opened), true)
     this.#slots.view.setFloat64(base + EXTRA.activeMs, this.#nowMs, true)

@@ -138,9 +138,11 @@ export function sameFlow(a: Uint8Array, atA: number, b: Uint8Array, atB: number)
 export const keyOf = (bytes: Uint8Array, view: DataView, at: number): number =>
   view.getUint32(at + AT.id, true) * 0x20_0000 + (tupleHash(bytes, at) & 0x1f_ffff)
 
-/** "k" and a hash of the same: it comes out the same after a restart. */
-export const idOf = (bytes: Uint8Array, view: DataView, at: number) =>
-  `k${view.getUint32(at + AT.id, true).toString(36)}-${tupleHash(bytes, at).toString(36)}`
+/** "k" and a hash of the same: it comes out the same after a restart. `again` tells apart what came soon after another that was
+ *  the same: CTA_ID is a hash of the tuple and of the entry's place in memory, and a client that uses its port again within
+ *  seconds often gets that place again. */
+export const idOf = (bytes: Uint8Array, view: DataView, at: number, again = 0) =>
+  `k${view.getUint32(at + AT.id, true).toString(36)}-${tupleHash(bytes, at).toString(36)}${again > 0 ? `.${again.toString(36)}` : ''}`
 
 /** CTA_ID of an id; undefined when it is not the id of a kernel flow. */
 export function ctIdOf(id: string): number | undefined {
@@ -203,9 +205,10 @@ export function recordOf(
   target: string,
   phase: number,
   openedMs: number,
+  again: number,
 ): ConnectionRecord {
   return {
-    id: idOf(bytes, view, at),
+    id: idOf(bytes, view, at, again),
     route,
     carrier: 'kernel',
     client: end(bytes, view, at, AT.origSrc, AT.origSport),

@@ -167,6 +167,22 @@ describe('H7/H8: kernel flows as records', () => {
     expect(ids.map((id) => table.record(table.slotOf(id)!).client)).toEqual(['10.0.0.2:1000', '10.0.0.3:1000'])
   })
 
+  test('a port that is used again at once, for an entry in the same place of memory, is a record with an id of its own', () => {
+    const { table, settled, live } = setUp()
+    const first = () => table.ingest(nativeFlow('NEW', flow, { state: TCP.SYN_SENT }))
+    const close = () => table.ingest(nativeFlow('CLOSED', flow, { ends: ENDS.FINS, counters }))
+    first()
+    close()
+    first()
+    const [again] = live()
+    expect(table.record(table.slotOf(again!.id)!)).toEqual(again!)
+    close()
+    table.ingest(nativeFlow('WHOLE', flow, { ends: ENDS.FINS, counters }))
+    const ids = settled.map((record) => record.id)
+    expect([ids.length, new Set(ids).size, ids[1]]).toEqual([3, 3, again!.id])
+    expect(ids.map((id) => id.split('.')[0])).toEqual([ids[0]!, ids[0]!, ids[0]!])
+  })
+
   test('killed: settled by us, and the DESTROY that follows finds nothing', () => {
     const { table, settled, live } = setUp()
     table.ingest(nativeFlow('NEW', flow, { state: TCP.SYN_SENT }))
