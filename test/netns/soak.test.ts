@@ -13,8 +13,8 @@ const TOTAL = Math.ceil(100_000 / slowness)
 const WARM = TOTAL / 5
 const AT_ONCE = 32
 const ANSWER_BYTES = 200
-/** JavaScript's heap breathes; a leak of a hundred bytes a connection would be 8 MiB. */
-const GROWTH_MIB_MAX = 16
+/** JavaScript’s heap breathes by as much; a leak of 300 bytes a connection would be this much. */
+const GROWTH_MIB_MAX = 24
 const NAME = 'soak.test'
 
 const rss = async (pid: number) =>
