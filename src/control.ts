@@ -7,7 +7,7 @@ import { inTurns, turn } from './base/turns.ts'
 import { parseDuration } from './base/units.ts'
 import { Certificates } from './certificates/index.ts'
 import type { ToControl, WorkerPlan } from './channel/messages.ts'
-import { check } from './config/check.ts'
+import { check, type Checked } from './config/check.ts'
 import { loadConfig } from './config/load.ts'
 import type { Config } from './config/schema.ts'
 import type { ConnectionRecord } from './connections/record.ts'
@@ -159,7 +159,7 @@ export class Control implements Gateway {
       await this.#recall()
       await this.#resolveNames(this.#config)
       await this.#supervisor.start()
-      await this.#change(this.#config)
+      await this.#carryOutAgain()
       await this.#workerStarts()
       // A stop does not wait for a start, and resolves what the start waits for.
       if (this.#stopping) return
@@ -244,7 +244,7 @@ export class Control implements Gateway {
         this.#facts.kernelUnusable = null
       },
       unusable: (reason) => (this.#facts.kernelUnusable = reason),
-      carryOut: () => this.#change(this.#config),
+      carryOut: () => this.#carryOutAgain(),
     })
   }
 
@@ -256,9 +256,10 @@ export class Control implements Gateway {
     return result
   }
 
-  #change(config: Config): Promise<void> {
+  /** The configuration as it is when its turn has come: one that was reloaded meanwhile is not taken back. */
+  #carryOutAgain(): Promise<void> {
     return this.#serially(async () => {
-      if (!this.#stopping) await this.#carryOut(config)
+      if (!this.#stopping) await this.#carryOut(this.#config)
     })
   }
 
@@ -582,20 +583,27 @@ export class Control implements Gateway {
     return this.setConfig(loaded.config)
   }
 
-  async setRoutes(routes: unknown): Promise<ReloadResult> {
-    const checked = check({ ...this.#config, routes })
-    return checked.ok ? this.setConfig(checked.config) : checked
+  setRoutes(routes: unknown): Promise<ReloadResult> {
+    return this.#replace((running) => check({ ...running, routes }))
   }
 
   /** Level-triggered: the whole configuration, of which what did not change is not touched. */
-  async setConfig(config: Config): Promise<ReloadResult> {
-    const fixed = fixedChanges(this.#config, config)
-    if (fixed.length > 0) return { ok: false, problems: fixed }
-    const before = this.#plan
+  setConfig(config: Config): Promise<ReloadResult> {
+    return this.#replace(() => ({ ok: true, config }))
+  }
+
+  /** @param make from the configuration that runs when its turn has come: those before it count. */
+  async #replace(make: (running: Config) => Checked): Promise<ReloadResult> {
     try {
-      await this.#serially(async () => {
-        await this.#resolveNames(config)
-        await this.#carryOut(config)
+      return await this.#serially(async (): Promise<ReloadResult> => {
+        const made = make(this.#config)
+        if (!made.ok) return made
+        const fixed = fixedChanges(this.#config, made.config)
+        if (fixed.length > 0) return { ok: false, problems: fixed }
+        const before = this.#plan
+        await this.#resolveNames(made.config)
+        await this.#carryOut(made.config)
+        return { ok: true, changes: changesOf(before, this.#plan) }
       })
     } catch (error) {
       if (error instanceof ProblemsError) return { ok: false, problems: error.problems }
@@ -608,19 +616,18 @@ export class Control implements Gateway {
         }
       throw error
     }
-    return { ok: true, changes: changesOf(before, this.#plan) }
   }
 
   // ---- end ----
 
-  /** Drains for graceMs (default timeouts.grace), then cuts what is left; the rules go or stay as kernel.onStop says. */
-  stop(graceMs?: number): Promise<void> {
+  /** Drains for graceMs (default timeouts.grace), then cuts what is left; the rules go or stay (default kernel.onStop). */
+  stop(graceMs?: number, onStop = this.#config.kernel?.onStop ?? 'remove'): Promise<void> {
     const grace = graceMs ?? parseDuration(this.#config.timeouts?.grace ?? '5s')!
-    this.#stopping ??= this.#stop(grace).finally(() => this.#done.resolve())
+    this.#stopping ??= this.#stop(grace, onStop).finally(() => this.#done.resolve())
     return this.#stopping
   }
 
-  async #stop(graceMs: number) {
+  async #stop(graceMs: number, onStop: 'keep' | 'remove') {
     this.log('info', 'Stopping', { graceMs })
     this.#planned.resolve()
     this.#workerReady.resolve()
@@ -633,10 +640,7 @@ export class Control implements Gateway {
     await this.#kernel.stop()
     await this.#changing
     this.#listeners.keep(new Set())
-    await Promise.all([
-      this.#supervisor.stop(graceMs),
-      this.#kernel.plane?.stop(this.#config.kernel?.onStop ?? 'remove', graceMs),
-    ])
+    await Promise.all([this.#supervisor.stop(graceMs), this.#kernel.plane?.stop(onStop, graceMs)])
     this.events.stop()
     await this.#admin?.stop()
     await this.#observation?.stop()

@@ -2,6 +2,7 @@
 // descriptors and plans from control and reports what becomes of the connections. When control goes, it goes.
 import { Channel } from './channel/channel.ts'
 import { WORKER_ENDS, WORKER_ENVIRONMENT, type ToControl, type ToWorker, type WorkerStart } from './channel/messages.ts'
+import { UNCAUGHT_LOG_INTERVAL_MS, UNCAUGHT_LOG_LINES_MAX } from './base/limits.ts'
 import { native } from './base/native.ts'
 import { missingAbilities } from './user/abilities.ts'
 import { UserPlane } from './user/index.ts'
@@ -34,12 +35,23 @@ export async function runWorker(): Promise<void> {
   )
 
   // A bug in one connection must not end all the others: it is logged with its place, and the process goes on.
-  process.on('uncaughtException', (error) =>
-    log('error', 'Uncaught error in the worker', { error: String(error?.stack ?? error) }),
-  )
-  process.on('unhandledRejection', (error) =>
-    log('error', 'Unhandled rejection in the worker', { error: String((error as Error)?.stack ?? error) }),
-  )
+  const uncaught = (kind: string) => {
+    let [said, unsaid, nextAt] = [0, 0, 0]
+    return (error: unknown) => {
+      const now = performance.now()
+      // A handler's timer can throw a thousand times a second.
+      if (now >= nextAt) [said, nextAt] = [0, now + UNCAUGHT_LOG_INTERVAL_MS]
+      if (said++ >= UNCAUGHT_LOG_LINES_MAX) return void unsaid++
+      log('error', `${kind} in the worker`, {
+        error: String((error as Error | null)?.stack ?? error),
+        connections: plane.size,
+        ...(unsaid > 0 ? { unsaid } : {}),
+      })
+      unsaid = 0
+    }
+  }
+  process.on('uncaughtException', uncaught('Uncaught error'))
+  process.on('unhandledRejection', uncaught('Unhandled rejection'))
   // Control decides when a worker stops; a terminal's Ctrl-C reaches the whole process group.
   process.on('SIGINT', () => {})
   process.on('SIGTERM', () => {})

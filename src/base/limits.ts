@@ -83,6 +83,10 @@ export const HANDLER_BUFFER_BYTES = 64 * 1024
 /** One line a second and route about failing handlers and handshakes. Above: counted, and said with the next line. */
 export const ROUTE_LOG_INTERVAL_MS = 1000
 
+/** Lines a second about errors that nobody caught in a worker. Above: counted, and said with the next line. */
+export const UNCAUGHT_LOG_LINES_MAX = 5
+export const UNCAUGHT_LOG_INTERVAL_MS = 1000
+
 /** A carried connection this old gets its keepalive; younger ones are bounded by the deadlines of opening anyway. */
 export const KEEP_ALIVE_AFTER_MS = 5000
 

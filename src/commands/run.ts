@@ -3,6 +3,10 @@ import { Control } from '../control.ts'
 import { GatewayError } from '../control/changes.ts'
 import { readConfig } from './shared.ts'
 
+/** For connections in user space, which end with this life. */
+const FAILED_GRACE_MS = 2000
+const FAILED_STOP_MS_MAX = 15_000
+
 export async function run(options: { config?: string; check?: boolean }): Promise<number> {
   const read = await readConfig(options.config)
   if (!read.ok) return read.exitCode
@@ -22,11 +26,14 @@ export async function run(options: { config?: string; check?: boolean }): Promis
       for (const { path, message, remedy } of result.problems)
         log('error', `Not reloaded: ${path}: ${message} (${remedy})`)
   })
-  // An error that nobody expected: say where, close in order.
+  // An error that nobody expected: what is known may be wrong from here on, so say where, and close in order. The kernel goes
+  // on forwarding, as after a crash; the next start takes its flows over.
   const failed = (error: unknown) => {
-    log('error', 'Uncaught error; stopping', { error: String((error as Error)?.stack ?? error) })
+    log('error', 'Uncaught error in control; stopping', { error: String((error as Error)?.stack ?? error) })
     process.exitCode = 1
-    stop()
+    void control.stop(FAILED_GRACE_MS, 'keep')
+    // The error may be in what a stop needs.
+    setTimeout(() => process.exit(1), FAILED_STOP_MS_MAX).unref()
   }
   process.on('uncaughtException', failed)
   process.on('unhandledRejection', failed)
