@@ -49,6 +49,10 @@ const BANNED: { call: RegExp; instead: string }[] = [
   { call: /\breadFileSync\b/, instead: 'await Bun.file(path).text()' },
   { call: /\bwriteFileSync\b/, instead: 'await Bun.write(path, data)' },
   { call: /\bexistsSync\b/, instead: 'just do it and handle ENOENT: the answer may be old when you use it' },
+  {
+    call: /\b(?:access|appendFile|chmod|chown|copyFile|cp|execFile|fstat|fsync|lstat|mkdir|mkdtemp|open|opendir|read|readdir|readlink|realpath|rename|rm|rmdir|stat|statfs|symlink|truncate|unlink|utimes|write)Sync\b/,
+    instead: 'what node:fs/promises has: the whole gateway would wait for a disk',
+  },
   { call: /\bwhile\s*\(\s*Date\.now\(/, instead: 'await the event, with one timer as its limit' },
 ]
 
@@ -188,7 +192,7 @@ describe('src', () => {
   })
   test('imports go one way', () => expect(wrongImports(sources)).toEqual([]))
   test('imports make no circles', () => expect(importCycles(sources)).toEqual([]))
-  test('banned calls are not made', () => expect(bannedCalls(sources)).toEqual([]))
+  test('K1: banned calls are not made', () => expect(bannedCalls(sources)).toEqual([]))
   test('effects happen where they are expected', () => expect(strayEffects(sources)).toEqual([]))
   test('every file opens with what it is for', () => expect(withoutOpening(sources)).toEqual([]))
 })
@@ -271,7 +275,7 @@ describe('the checks report', () => {
       'src/kernel/b.ts uses while (Date.now(; use await the event, with one timer as its limit',
       'src/kernel/c.ts uses spawnSync; use Bun.spawn and await its exited',
     ])
-    for (const name of ['execSync', 'writeFileSync', 'existsSync'])
+    for (const name of ['execSync', 'writeFileSync', 'existsSync', 'statSync', 'readdirSync', 'execFileSync'])
       expect(bannedCalls([file('src/kernel/a.ts', `${name}('a')`)])).toHaveLength(1)
   })
 
