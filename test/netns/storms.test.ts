@@ -324,7 +324,8 @@ for (const [name, reason] of [
     expect(served.served).toBeGreaterThan(20)
     expect(most - rss).toBeLessThan((LORIS * LORIS_KIB_MAX[name]) / 1024)
     await asBefore(gateway, before, last, name)
-    const counts = sound(closed(gateway))
-    expect(counts).toEqual({ [reason]: LORIS, finished: 1 + usual.served + served.served })
+    const finished = 1 + usual.served + served.served
+    await gateway.recordsOf(LORIS + finished)
+    expect(sound(closed(gateway))).toEqual({ [reason]: LORIS, finished })
     expect((await gateway.status()).worker.pid).toBe(worker.pid)
   }, 120_000)
