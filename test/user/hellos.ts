@@ -115,3 +115,19 @@ export function random(seed: number) {
     return ((t ^ (t >>> 14)) >>> 0) % below
   }
 }
+
+/** A view that fails the test when an index outside of it is read. */
+export function guarded(target: Uint8Array): Uint8Array {
+  return new Proxy(target, {
+    get(array, key) {
+      if (typeof key === 'string' && /^-?\d+$/.test(key)) {
+        if (Number(key) < 0 || Number(key) >= array.length)
+          throw new RangeError(`read of byte ${key} of ${array.length}`)
+        return array[Number(key)]
+      }
+      if (key === 'subarray') return (from: number, to: number) => guarded(array.subarray(from, to))
+      if (key === 'length') return array.length
+      throw new TypeError(`the parser uses ${String(key)}: teach it to this guard`)
+    },
+  })
+}

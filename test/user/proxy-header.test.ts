@@ -4,7 +4,7 @@ import { expect, test } from 'bun:test'
 import { isIp } from '../../src/base/addresses.ts'
 import { PROXY_HEADER_BYTES_MAX } from '../../src/base/limits.ts'
 import { localHeader, peekProxyHeader, proxyHeader, type ProxyHeader } from '../../src/user/peek/proxy-header.ts'
-import { bytes, random } from './hellos.ts'
+import { bytes, guarded, random } from './hellos.ts'
 
 const SIGNATURE = [0x0d, 0x0a, 0x0d, 0x0a, 0x00, 0x0d, 0x0a, 0x51, 0x55, 0x49, 0x54, 0x0a]
 const v2 = (command: number, family: number, ...rest: (number[] | Uint8Array)[]) => {
@@ -245,6 +245,7 @@ function checkOne(wire: Uint8Array, run: number): 'more' | 'no' | 'yes' {
   }
   if (peek.verdict !== 'more') same(bytes(wire, [1, 2, 3]), 'with more bytes')
   else if (wire.length >= PROXY_HEADER_BYTES_MAX) throw new Error('waits above the limit')
+  if (run % 16 === 0) same(guarded(wire), 'guarded')
   if (run % 16 === 0 && peek.verdict !== 'more') {
     let decided = false
     for (let end = 0; end <= wire.length; end++) {
