@@ -37,7 +37,7 @@ const known = cases(
 
 if (options.list) {
   for (const { name, subject, peer, question } of known)
-    console.log(`${name.padEnd(14)} ${subject.name} / ${peer.name}: ${question}`)
+    console.log(`${name.padEnd(20)} ${subject.name} / ${peer.name}: ${question}`)
   process.exit(0)
 }
 // `user` is both its loads, `user-bulk` is one; without a name, everything but the looks at the measurement itself.
@@ -69,13 +69,14 @@ process.exit(failures > 0 ? 1 : 0)
 async function compareSubjects(one: Case): Promise<string[][]> {
   console.log(`${one.name}: ${one.subject.name} / ${one.peer.name}`)
   const samples: [Sample[], Sample[]] = [[], []]
-  for (let i = 1; i <= runs; i++)
+  const times = Math.min(runs, one.runsMax ?? runs)
+  for (let i = 1; i <= times; i++)
     for (const [side, subject] of [one.subject, one.peer].entries()) {
       const { sample, othersShare } = await measure(one, subject)
       samples[side]!.push(sample)
       const figures = one.load.metrics.map((m) => `${figure(m.of(sample))} ${m.name}`).join(', ')
       const noise = othersShare > 0.1 ? `  (others kept ${Math.round(othersShare * 100)} % of the machine)` : ''
-      console.log(`  ${i}/${runs} ${subject.name.padEnd(15)} ${figures}${noise}`)
+      console.log(`  ${i}/${times} ${subject.name.padEnd(24)} ${figures}${noise}`)
       if (options.profile) for (const line of profile(sample, one.load.unit)) console.log(`      ${line}`)
       record({ case: one.name, run: i, subject: subject.name, ...sample, othersShare })
     }
@@ -104,7 +105,7 @@ async function measure(one: Case, subject: Subject): Promise<{ sample: Sample; o
     lab.namespaces.forEach(prepare)
     const request = await requestFor(one.peeking)
     startBackend(lab, request.length)
-    const { pid: gateway, stop } = await subject.start(lab, directory)
+    const { pid: gateway, stop } = await subject.start(lab, directory, one.load.connections)
     const othersShare = await quiet()
     const sample = await one.load.run({ lab, host: subject.entry(lab), request, seconds, gateway })
     await stop()

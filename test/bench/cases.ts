@@ -1,6 +1,9 @@
-// The list of comparisons: who against whom, under which load. Each name is <what>-<load>.
-import { bulk, type Load, short } from './loads.ts'
-import { direct, haproxySni, haproxyTcp, nft, sluice, type Subject } from './subjects.ts'
+// The list of comparisons: who against whom, under which load. Each name is <what>-<load>, and the peer where there are two.
+import { idle } from './idle.ts'
+import { bulk, download, echoBulk, echoShort, full, type Load, many, resumed, short, upload } from './loads.ts'
+import { bareEcho, direct, haproxySni, haproxyTcp, haproxyTls, nft, nginxTls } from './peers.ts'
+import { handler, kernel, sluice, splice, terminate, user } from './sluice.ts'
+import type { Subject } from './subjects.ts'
 
 export interface Case {
   name: string
@@ -13,42 +16,49 @@ export interface Case {
   peeking: boolean
   /** Not part of the default set: a look at the measurement itself. */
   extra?: boolean
+  /** Memory differs less from run to run than speed does. */
+  runsMax?: number
 }
 
 export function cases(program: string[]): Case[] {
+  return [...forwarding(program), ...ending(program), ...echoing(program), ...idling(program)]
+}
+
+/** What forwards without ending TLS. */
+function forwarding(program: string[]): Case[] {
   const pairs: Omit<Case, 'load'>[] = [
     {
       name: 'kernel',
       question: 'what do records, limits and maps cost over a bare rule?',
-      subject: sluice(program, 'kernel'),
+      subject: sluice(program, kernel),
       peer: nft,
       peeking: false,
     },
     {
       name: 'limit',
       question: 'how far is the kernel carrier from no gateway at all?',
-      subject: sluice(program, 'kernel'),
+      subject: sluice(program, kernel),
       peer: direct,
       peeking: false,
     },
     {
       name: 'scale',
       question: 'does the kernel forward more slowly with ten thousand routes than with those under load alone?',
-      subject: sluice(program, 'kernel', 10_000),
-      peer: sluice(program, 'kernel'),
+      subject: sluice(program, kernel, 10_000),
+      peer: sluice(program, kernel),
       peeking: false,
     },
     {
       name: 'user',
       question: 'does user space keep up with the usual proxy?',
-      subject: sluice(program, 'user'),
+      subject: sluice(program, user),
       peer: haproxyTcp,
       peeking: false,
     },
     {
       name: 'splice',
       question: 'and when the TLS name decides?',
-      subject: sluice(program, 'splice'),
+      subject: sluice(program, splice),
       peer: haproxySni,
       peeking: true,
     },
@@ -85,5 +95,63 @@ export function cases(program: string[]): Case[] {
       extra: true,
     },
   ]
-  return pairs.flatMap((pair) => [bulk, short].map((load) => ({ ...pair, load, name: `${pair.name}-${load.name}` })))
+  const both = pairs.flatMap((pair) =>
+    [bulk, short].map((load) => ({ ...pair, load, name: `${pair.name}-${load.name}` })),
+  )
+  const spliceMany: Case = {
+    name: 'splice-many',
+    question: 'and with two thousand flows at once, more than an unprivileged user has large pipes?',
+    subject: sluice(program, splice),
+    peer: haproxySni,
+    load: many,
+    peeking: true,
+  }
+  return [...both, spliceMany]
 }
+
+/** TLS ends at the gateway: the same certificate, cipher and group, one thread. */
+function ending(program: string[]): Case[] {
+  const questions: [Load, string][] = [
+    [full, 'how many handshakes from nothing'],
+    [resumed, 'how many handshakes by ticket'],
+    [download, 'how fast does it encrypt'],
+    [upload, 'how fast does it decrypt'],
+  ]
+  const peers = { '': haproxyTls, '-nginx': nginxTls }
+  return Object.entries(peers).flatMap(([suffix, peer]) =>
+    questions.map(([load, question]) => ({
+      name: `tls-${load.name}${suffix}`,
+      question: `${question}, beside ${peer.name}?`,
+      subject: sluice(program, terminate),
+      peer,
+      load,
+      peeking: false,
+    })),
+  )
+}
+
+/** The program that answers is the gateway's own. */
+const echoing = (program: string[]): Case[] =>
+  [echoBulk, echoShort].map((load) => ({
+    name: `echo-${load.name}`,
+    question: "what do a handler's streams cost over Bun's sockets?",
+    subject: sluice(program, handler),
+    peer: bareEcho,
+    load,
+    peeking: false,
+  }))
+
+const idling = (program: string[]): Case[] =>
+  [
+    { kind: kernel, peer: haproxyTcp },
+    { kind: splice, peer: haproxySni },
+    { kind: user, peer: haproxyTcp },
+  ].map(({ kind, peer }) => ({
+    name: `idle-${kind.name}`,
+    question: 'what memory do ten thousand idle connections hold?',
+    subject: sluice(program, kind),
+    peer,
+    load: idle,
+    peeking: peer === haproxySni,
+    runsMax: 3,
+  }))

@@ -60,7 +60,7 @@ try {
   await first.start()
   await ready(first)
   await first.stop(0)
-  console.log(`${(await run(program('flows', ['-lmnl']), String(COUNT), MARK)).trim()} flows in the kernel`)
+  console.log(`${(await run(program('flows'), String(COUNT), MARK)).trim()} flows in the kernel`)
 
   const control = new Control(checked.config)
   await measure('started, adopted', async () => {
@@ -82,7 +82,7 @@ try {
     await run('conntrack', '-F')
     while ((await control.status()).connections.kernel > 0) await Bun.sleep(1)
   })
-  await run(program('flows', ['-lmnl']), String(COUNT), MARK)
+  await run(program('flows'), String(COUNT), MARK)
   await measure('seen again', async () => {
     while ((await control.connections()).length < COUNT) await Bun.sleep(1)
   })

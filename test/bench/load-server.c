@@ -1,8 +1,8 @@
 /* The backend of the benchmark: reads a request of a known length, answers with a known number of bytes, closes first.
  *
- *   load-server PORT:ANSWER_BYTES:REQUEST_BYTES...
+ *   load-server PORT:ANSWER_BYTES:REQUEST_BYTES[:hold]...
  *
- * It closes first so that TIME_WAIT stays here, where no new connection needs the port. The answer comes from a memory
+ * With `hold` it leaves closing to the client. Else it closes first so that TIME_WAIT stays here, where no new connection needs the port. The answer comes from a memory
  * file by sendfile, without a copy: whatever this program spends would blur the difference between two gateways. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -25,14 +26,15 @@ enum { LISTENERS_MAX = 8, DESCRIPTORS_MAX = 65536, PAGE_BYTES = 4 << 20, EVENTS 
 struct service {
   int fd;
   uint64_t answer_bytes;
-  uint32_t request_bytes;
+  uint64_t request_bytes;
+  int hold;
 };
 
 /* One per descriptor number, so that nothing is allocated per connection. */
 static struct connection {
   struct service *service; /* NULL: a listener's own descriptor */
   uint64_t answered;
-  uint32_t requested;
+  uint64_t requested;
 } connections[DESCRIPTORS_MAX];
 
 static struct service services[LISTENERS_MAX];
@@ -46,12 +48,16 @@ static void die(const char *what) {
 static void serve(const char *text) {
   struct service *s = &services[service_count++];
   unsigned port;
-  unsigned long long answer;
-  if (sscanf(text, "%u:%llu:%u", &port, &answer, &s->request_bytes) != 3) {
-    fprintf(stderr, "not PORT:ANSWER_BYTES:REQUEST_BYTES: %s\n", text);
+  unsigned long long answer, asked;
+  char hold[8] = "";
+  int fields = sscanf(text, "%u:%llu:%llu:%7s", &port, &answer, &asked, hold);
+  if (fields < 3 || (fields == 4 && strcmp(hold, "hold") != 0)) {
+    fprintf(stderr, "not PORT:ANSWER_BYTES:REQUEST_BYTES[:hold]: %s\n", text);
     exit(2);
   }
   s->answer_bytes = answer;
+  s->request_bytes = asked;
+  s->hold = fields == 4;
   s->fd = socket(AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   struct sockaddr_in6 address = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
   setsockopt(s->fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
@@ -61,10 +67,9 @@ static void serve(const char *text) {
 }
 
 static void advance(int fd) {
-  static char request[16384];
   struct connection *c = &connections[fd];
   while (c->requested < c->service->request_bytes) {
-    ssize_t n = recv(fd, request, sizeof request, 0);
+    ssize_t n = recv(fd, NULL, 8 << 20, MSG_TRUNC);
     if (n < 0 && errno == EAGAIN) return;
     if (n <= 0) goto over;
     c->requested += n;
@@ -77,6 +82,11 @@ static void advance(int fd) {
     if (n < 0 && errno == EAGAIN) return;
     if (n <= 0) goto over;
     c->answered += n;
+  }
+  while (c->service->hold) {
+    ssize_t n = recv(fd, NULL, 8 << 20, MSG_TRUNC);
+    if (n < 0 && errno == EAGAIN) return;
+    if (n <= 0) break;
   }
 over:
   close(fd);
@@ -107,7 +117,7 @@ int main(int argc, char **argv) {
   static char block[PAGE_BYTES];
   if (content < 0 || write(content, block, sizeof block) != sizeof block) die("memfd");
   if (argc < 2 || argc - 1 > LISTENERS_MAX) {
-    fprintf(stderr, "usage: load-server PORT:ANSWER_BYTES:REQUEST_BYTES...\n");
+    fprintf(stderr, "usage: load-server PORT:ANSWER_BYTES:REQUEST_BYTES[:hold]...\n");
     return 2;
   }
   for (int i = 1; i < argc; i++) serve(argv[i]);

@@ -1,25 +1,19 @@
 /* The client of the benchmark: keeps N connections busy for some seconds. Each sends the request, reads the answer to its
  * end, closes, and makes room for the next. A short load has short answers; a bulk load has one that does not end.
  *
- *   load HOST PORT CONNECTIONS WARMUP_SECONDS SECONDS < request
+ *   load HOST PORT CONNECTIONS RECEIVE_BYTES WARMUP_SECONDS SECONDS < request
  *
- * Prints the line "measuring" when the warm-up is over, and one JSON object about the measured seconds. The busy time of the whole machine is read here, at the two moments
- * that bound the count, so that both are about the same seconds. Bytes are thrown away unread (MSG_TRUNC), and a
- * connection costs one epoll registration: the less this program spends, the more of the machine is the gateway's. */
+ * Prints the line "measuring" when the warm-up is over, and one JSON object about the measured seconds. The busy time of
+ * the whole machine is read here, at the two moments that bound the count, so that both are about the same seconds. Bytes
+ * are thrown away unread (MSG_TRUNC), and a connection costs one epoll registration: the less this program spends, the
+ * more of the machine is the gateway's. RECEIVE_BYTES is the receive buffer of each connection, 0 for what the kernel
+ * finds best: small ones make senders wait. */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
+#include "common.h"
 #include <errno.h>
-#include <netinet/in.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
-enum { CONNECTIONS_MAX = 4096, REQUEST_BYTES_MAX = 16384, LATENCY_US_MAX = 4 << 20, FAILURES_MAX = 1000, EVENTS = 256 };
+enum { CONNECTIONS_MAX = 4096 };
 
 static struct connection {
   int fd;
@@ -27,48 +21,20 @@ static struct connection {
   uint64_t started_ns, got;
 } connections[CONNECTIONS_MAX];
 
-static struct sockaddr_storage target;
-static socklen_t target_size;
-static char request[REQUEST_BYTES_MAX];
-static ssize_t request_bytes;
-static int ep;
+static int ep, receive_bytes;
 
 static uint64_t finished, failed, bytes, in_a_row;
-static uint32_t latency[LATENCY_US_MAX + 1]; /* how many connections saw their first byte after so many microseconds */
-static uint64_t until_ns;                    /* end of the warm-up, then of the measurement */
+static uint64_t until_ns; /* end of the warm-up, then of the measurement */
 static int last_errno;
-
-static uint64_t now_ns(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return t.tv_sec * 1000000000ull + t.tv_nsec;
-}
-
-/* Busy ticks of all processors: user, nice, system, irq and softirq; neither idle, waiting nor stolen. */
-static double busy_seconds(void) {
-  unsigned long long user, nice, system, idle, iowait, irq, softirq;
-  FILE *f = fopen("/proc/stat", "r");
-  if (!f || fscanf(f, "cpu %llu %llu %llu %llu %llu %llu %llu", &user, &nice, &system, &idle, &iowait, &irq, &softirq) != 7) {
-    perror("/proc/stat");
-    exit(1);
-  }
-  fclose(f);
-  return (double)(user + nice + system + irq + softirq) / sysconf(_SC_CLK_TCK);
-}
 
 static void begin(struct connection *c) {
   *c = (struct connection){.started_ns = now_ns()};
   c->fd = socket(target.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = c};
-  if (c->fd < 0 || epoll_ctl(ep, EPOLL_CTL_ADD, c->fd, &event)) {
-    perror("socket");
-    exit(1);
-  }
+  if (c->fd < 0 || epoll_ctl(ep, EPOLL_CTL_ADD, c->fd, &event)) die("socket");
+  if (receive_bytes > 0) setsockopt(c->fd, SOL_SOCKET, SO_RCVBUF, &receive_bytes, sizeof receive_bytes);
   /* A failure that shows at once (no free port, no route) has no event of its own. */
-  if (connect(c->fd, (struct sockaddr *)&target, target_size) && errno != EINPROGRESS) {
-    perror("connect");
-    exit(1);
-  }
+  if (connect(c->fd, (struct sockaddr *)&target, target_size) && errno != EINPROGRESS) die("connect");
 }
 
 /* The answer is whole when its sender has closed; without a single byte of it the connection has failed. */
@@ -105,10 +71,7 @@ static void advance(struct connection *c) {
       over(c, n < 0 ? errno : 0);
       return;
     }
-    if (!c->got) {
-      uint64_t us = (now_ns() - c->started_ns) / 1000;
-      latency[us < LATENCY_US_MAX ? us : LATENCY_US_MAX]++;
-    }
+    if (!c->got) note_latency(c->started_ns);
     c->got += n;
     bytes += n;
   }
@@ -123,36 +86,20 @@ static void run_until(uint64_t deadline_ns) {
   }
 }
 
-static int percentile(double share) {
-  uint64_t all = 0, seen = 0;
-  for (int us = 0; us <= LATENCY_US_MAX; us++) all += latency[us];
-  for (int us = 0; us <= LATENCY_US_MAX; us++)
-    if ((seen += latency[us]) > all * share) return us;
-  return 0;
-}
-
 int main(int argc, char **argv) {
-  if (argc != 6) {
-    fprintf(stderr, "usage: load HOST PORT CONNECTIONS WARMUP_SECONDS SECONDS < request\n");
+  if (argc != 7) {
+    fprintf(stderr, "usage: load HOST PORT CONNECTIONS RECEIVE_BYTES WARMUP_SECONDS SECONDS < request\n");
     return 2;
   }
-  struct sockaddr_in *v4 = (void *)&target;
-  struct sockaddr_in6 *v6 = (void *)&target;
-  if (inet_pton(AF_INET, argv[1], &v4->sin_addr) == 1) {
-    v4->sin_family = AF_INET, v4->sin_port = htons(atoi(argv[2])), target_size = sizeof *v4;
-  } else if (inet_pton(AF_INET6, argv[1], &v6->sin6_addr) == 1) {
-    v6->sin6_family = AF_INET6, v6->sin6_port = htons(atoi(argv[2])), target_size = sizeof *v6;
-  } else {
-    fprintf(stderr, "not an address: %s\n", argv[1]);
-    return 2;
-  }
+  set_target(argv[1], argv[2]);
   int count = atoi(argv[3]);
+  receive_bytes = atoi(argv[4]);
   if (count < 1 || count > CONNECTIONS_MAX) return fprintf(stderr, "1 to %d connections\n", CONNECTIONS_MAX), 2;
-  for (ssize_t n; (n = read(0, request + request_bytes, sizeof request - request_bytes)) > 0;) request_bytes += n;
-  if (request_bytes == 0) return fprintf(stderr, "no request on standard input\n"), 2;
+  read_request();
+  raise_descriptor_limit();
 
   ep = epoll_create1(EPOLL_CLOEXEC);
-  uint64_t start = now_ns() + (uint64_t)(atof(argv[4]) * 1e9);
+  uint64_t start = now_ns() + (uint64_t)(atof(argv[5]) * 1e9);
   until_ns = start;
   for (int i = 0; i < count; i++) begin(&connections[i]);
   run_until(start);
@@ -164,7 +111,7 @@ int main(int argc, char **argv) {
   double busy = busy_seconds();
   start = now_ns();
   /* Events are edges: one that the end of the warm-up left half read would not be told again. */
-  until_ns = start + (uint64_t)(atof(argv[5]) * 1e9);
+  until_ns = start + (uint64_t)(atof(argv[6]) * 1e9);
   for (int i = 0; i < count; i++) advance(&connections[i]);
   run_until(until_ns);
   double seconds = (now_ns() - start) / 1e9;

@@ -10,15 +10,27 @@ const QUIET_SHARE = 0.1
 const QUIET_SAMPLE_MS = 250
 const QUIET_WAIT_MS_MAX = 15_000
 
+/** What each traffic program is linked with. */
+const PROGRAMS = {
+  load: [],
+  'load-server': [],
+  'tls-load': ['-lssl', '-lcrypto', '-pthread'],
+  'echo-load': [],
+  idle: [],
+  flows: ['-lmnl'],
+}
+export type Program = keyof typeof PROGRAMS
+
 /** The path of a compiled traffic program; compiles it when its source is newer. */
-export function program(name: 'load' | 'load-server' | 'flows', libraries: string[] = []): string {
+export function program(name: Program): string {
   const source = join(import.meta.dir, `${name}.c`)
   const binary = join(BUILD, name)
-  const age = statSync(binary, { throwIfNoEntry: false })?.mtimeMs ?? 0
-  if (age < statSync(source).mtimeMs) {
+  const changed = Math.max(statSync(source).mtimeMs, statSync(join(import.meta.dir, 'common.h')).mtimeMs)
+  if ((statSync(binary, { throwIfNoEntry: false })?.mtimeMs ?? 0) < changed) {
     mkdirSync(BUILD, { recursive: true })
-    const { exitCode, stderr } = Bun.spawnSync(['cc', '-O2', '-Wall', '-Wextra', '-o', binary, source, ...libraries])
-    if (exitCode !== 0) throw new Error(`cc ${source}:\n${stderr}`)
+    const command = ['cc', '-O2', '-Wall', '-Wextra', '-o', binary, source, ...PROGRAMS[name]]
+    const { exitCode, stderr } = Bun.spawnSync(command)
+    if (exitCode !== 0) throw new Error(`${command.join(' ')}:\n${stderr}`)
   }
   return binary
 }
@@ -33,6 +45,18 @@ export function prepare(namespace: Namespace) {
     // The loads' own ports lie in that range, and must not be taken by a connection on its way out.
     'net.ipv4.ip_local_reserved_ports': '5201-5209',
   })
+}
+
+/** Whether there are other users than root: in a user namespace of one's own there is but one. */
+export function hasOtherUsers(): boolean {
+  const ranges = readFileSync('/proc/self/uid_map', 'utf8').trim().split('\n')
+  return ranges.length > 1 || Number(ranges[0]!.trim().split(/\s+/)[2]) > 1
+}
+
+/** How many files a process may have open: what its limit can be raised to. */
+export function descriptorsMax(): number {
+  const limit = /^Max open files\s+\S+\s+(\S+)/m.exec(readFileSync('/proc/self/limits', 'utf8'))![1]
+  return limit === 'unlimited' ? Infinity : Number(limit)
 }
 
 /** Waits until the machine does little else; returns the share that was still busy when it gave up or was content. */

@@ -81,6 +81,23 @@ export function spent(before: Times, after: Times): { threads: ThreadTime[]; mac
 
 export const total = (threads: ThreadTime[]) => threads.reduce((sum, { user, system }) => sum + user + system, 0)
 
+/** Resident memory of `root` and all that came of it. */
+export function residentBytes(root: number): number {
+  const kilobytes = (pid: number) => Number(/^Rss:\s*(\d+)/m.exec(read(`/proc/${pid}/smaps_rollup`))?.[1] ?? 0)
+  return treeOf(root).reduce((sum, pid) => sum + kilobytes(pid) * 1024, 0)
+}
+
+export interface MachineMemory {
+  available: number
+  slab: number
+}
+
+export function machineMemory(): MachineMemory {
+  const text = read('/proc/meminfo')
+  const bytes = (name: string) => Number(new RegExp(`^${name}:\\s*(\\d+)`, 'm').exec(text)![1]) * 1024
+  return { available: bytes('MemAvailable'), slab: bytes('Slab') }
+}
+
 /** The programs of a gateway differ by what they were told to be: `… run`, `… worker`. */
 function nameOf(pid: number, root: number): string {
   const [program = '', ...rest] = read(`/proc/${pid}/cmdline`).split('\0').filter(Boolean)
