@@ -25,20 +25,16 @@ test(`J4, I2, I4: ${CLIENTS} clients through one proxy, which no list or limit h
   await using lab = await Lab.create()
   const backend = echoBackend(lab.backend)
   const limits = { maxConnectionsPerIp: 2, connectionRatePerIp: '5/hour' }
+  const to = [{ host: lab.backend.address4, port: backend.port }]
+  const trust = { acceptProxyProtocol: { from: [lab.client.address4] } }
+  // The proxy is in none of the first and in all of the second.
+  const lists = { ipAllowList: ['192.0.2.0/24'], ipBlockList: ['192.0.2.201', lab.client.address4] }
   await using gateway = await Gateway.start(
     lab,
     [
-      forward(
-        'proxied',
-        PORT,
-        [{ host: lab.backend.address4, port: backend.port }],
-        {},
-        {
-          acceptProxyProtocol: { from: [lab.client.address4] },
-          // The proxy is in none of the first and in all of the second.
-          security: { ipAllowList: ['192.0.2.0/24'], ipBlockList: ['192.0.2.201', lab.client.address4], ...limits },
-        },
-      ),
+      forward('proxied', PORT, to, {}, { ...trust, security: { ...lists, ...limits } }),
+      // With it there is a table in the kernel, which holds what all routes share.
+      forward('kernel', 8401, to),
     ],
     { config: { limits: { maxConnectionsPerIp: 3, connectionRatePerIp: '6/hour' } } },
   )
