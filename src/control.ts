@@ -55,7 +55,7 @@ export class Control implements Gateway {
   readonly log: Log
   readonly table = new ConnectionTable()
   readonly events = new Events({
-    routes: () => this.#plan.routes.map((route) => ({ name: route.name, ...this.#carried(route) })),
+    routes: () => this.#routesNow(),
   })
   readonly #supervisor: Supervisor
   readonly #kernel: KernelStart
@@ -510,6 +510,10 @@ export class Control implements Gateway {
   async routes() {
     await this.#planned.promise
     return this.#plan.routes.map((route) => routeView(route, this.#carried(route), this.table.totals(route.name)))
+  }
+
+  *#routesNow() {
+    for (const route of this.#plan.routes) yield { name: route.name, ...this.#carried(route) }
   }
 
   #carried(route: PlannedRoute): Carried {

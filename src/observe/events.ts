@@ -7,11 +7,15 @@ import {
   EVENT_STALLED_BEATS_MAX,
   EVENT_SUBSCRIBERS_MAX,
 } from '../base/limits.ts'
+import { inTurns } from '../base/turns.ts'
 import type { HealthChange } from '../connections/health.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { RefusalReason } from '../connections/reasons.ts'
 import type { ConnectionObserver } from '../connections/table.ts'
 import { RefusalLog } from './refusals.ts'
+
+/** About 5 ms. */
+const ROUTES_PER_TURN = 500
 
 export type EventName = 'opened' | 'changed' | 'closed' | 'refused' | 'route' | 'target' | 'lost'
 
@@ -32,7 +36,9 @@ export class Events implements ConnectionObserver {
   readonly #refusals = new RefusalLog((line) => this.#publish('refused', line.route, line), EVENT_LOOK_MS)
   #looks: ReturnType<typeof setInterval> | undefined
   #beats: ReturnType<typeof setInterval> | undefined
-  #routes = new Map<string, string>()
+  /** As they were; null: nobody has looked yet, and what is, is no change. */
+  #routes: Map<string, string> | null = null
+  #looking = false
 
   constructor(private readonly sources: EventSources) {}
 
@@ -66,17 +72,22 @@ export class Events implements ConnectionObserver {
   }
 
   /** Where a route is carried follows from much: it is looked at, as long as somebody listens. */
-  #look() {
+  async #look() {
+    if (this.#looking) return
+    this.#looking = true
     const before = this.#routes
-    this.#routes = new Map()
-    for (const { name, carrier, state, reason } of this.sources.routes()) {
+    const routes = new Map<string, string>()
+    await inTurns(this.sources.routes(), ROUTES_PER_TURN, ({ name, carrier, state, reason }) => {
       const now = { route: name, carrier, state, reason }
       const text = JSON.stringify(now)
-      this.#routes.set(name, text)
-      if (before.get(name) !== text) this.#publish('route', name, now)
-      before.delete(name)
-    }
-    for (const name of before.keys()) this.#publish('route', name, { route: name, state: 'removed' })
+      routes.set(name, text)
+      if (before && before.get(name) !== text) this.#publish('route', name, now)
+    }).finally(() => {
+      this.#looking = false
+    })
+    for (const name of before?.keys() ?? [])
+      if (!routes.has(name)) this.#publish('route', name, { route: name, state: 'removed' })
+    this.#routes = routes
   }
 
   // ---- who listens ----
@@ -94,10 +105,9 @@ export class Events implements ConnectionObserver {
   }
 
   #begin() {
-    this.#routes = new Map()
-    // Nobody is there yet who would take what is for a change.
-    this.#look()
-    this.#looks = setInterval(() => this.#look(), EVENT_LOOK_MS)
+    this.#routes = null
+    void this.#look()
+    this.#looks = setInterval(() => void this.#look(), EVENT_LOOK_MS)
     this.#beats = setInterval(() => {
       for (const subscriber of this.#subscribers) subscriber.beat()
     }, EVENT_HEARTBEAT_MS)
