@@ -18,7 +18,20 @@ static int connect_to(int fd, const struct sockaddr *to, socklen_t length) {
   return -error;
 }
 
-int sluice_connect(const char *address, uint16_t port) {
+/* The source is bound without a port, so that the kernel may choose one that is free towards this target alone. */
+static int bind_from(int fd, const char *from) {
+  struct sockaddr_in v4 = {.sin_family = AF_INET};
+  struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
+  int one = 1, is4 = inet_pton(AF_INET, from, &v4.sin_addr) == 1;
+  if (!is4 && inet_pton(AF_INET6, from, &v6.sin6_addr) != 1) return -EINVAL;
+  setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
+  int result = is4 ? bind(fd, (struct sockaddr *)&v4, sizeof v4) : bind(fd, (struct sockaddr *)&v6, sizeof v6);
+  return result < 0 ? -errno : 0;
+}
+
+int sluice_connect(const char *address, uint16_t port) { return sluice_connect_from(address, port, NULL); }
+
+int sluice_connect_from(const char *address, uint16_t port, const char *from) {
   struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(port)};
   struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
   int is4 = inet_pton(AF_INET, address, &v4.sin_addr) == 1;
@@ -27,6 +40,11 @@ int sluice_connect(const char *address, uint16_t port) {
   if (fd < 0) return -errno;
   int one = 1;
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  int bound = from ? bind_from(fd, from) : 0;
+  if (bound < 0) {
+    close(fd);
+    return bound;
+  }
   return is4 ? connect_to(fd, (struct sockaddr *)&v4, sizeof v4) : connect_to(fd, (struct sockaddr *)&v6, sizeof v6);
 }
 

@@ -20,6 +20,8 @@ static struct {
   struct relay_pair **table; /* open pairs by id */
   uint32_t buckets, count;   /* buckets is a power of two */
   struct relay_pair *commands, *commands_last;
+  struct relay_listener *listeners;
+  bool listeners_changed;
 } shared = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 /* ---- the table: with the lock held ---- */
@@ -90,16 +92,21 @@ static void command(struct relay_pair *pair, enum relay_request request)
   shared.commands_last = pair;
 }
 
-/* For the thread: the next command, or one without a pair when there is none. */
+/* For the thread: the next command, or one without a pair when there is none. listeners: some came or are to go. */
 struct relay_command relay_next_command(void)
 {
   pthread_mutex_lock(&shared.lock);
   struct relay_pair *pair = shared.commands;
-  struct relay_command next = {.pair = pair, .stopping = shared.stopping};
+  struct relay_command next = {.pair = pair, .stopping = shared.stopping, .listeners = shared.listeners_changed};
+  shared.listeners_changed = false;
   if (pair) {
     shared.commands = pair->command_next;
     next.requests = pair->requests;
     next.grace_ms = pair->grace_ms;
+    if (pair->requests & RELAY_DIAL) {
+      next.dial = pair->dial;
+      pair->dial = NULL;
+    }
     pair->requests = 0;
     pair->commanded = false;
   }
@@ -107,13 +114,33 @@ struct relay_command relay_next_command(void)
   return next;
 }
 
-/* For the thread: the pair's id is free from here on. */
-void relay_forget(struct relay_pair *pair)
+/* With the lock held. */
+static void forget(struct relay_pair *pair)
 {
-  pthread_mutex_lock(&shared.lock);
   *slot_of(pair->id) = pair->bucket_next;
   shared.count--;
+}
+
+/* For the thread: the pair's id is free from here on. False: its client was taken, and nothing of it is ours any more. */
+bool relay_forget(struct relay_pair *pair)
+{
+  pthread_mutex_lock(&shared.lock);
+  bool ours = !pair->taken;
+  if (ours)
+    forget(pair);
   pthread_mutex_unlock(&shared.lock);
+  return ours;
+}
+
+/* For the thread: a client that was accepted. Its id is the next one. */
+int relay_enter_accepted(struct relay_pair *pair)
+{
+  static uint64_t accepted = 1ull << 48;
+  pair->id = accepted++;
+  pthread_mutex_lock(&shared.lock);
+  int result = insert(pair);
+  pthread_mutex_unlock(&shared.lock);
+  return result;
 }
 
 /* For the thread, with a pair that is forgotten. A caller may have given a command just before that; then the list
@@ -123,9 +150,37 @@ void relay_free(struct relay_pair *pair)
   pthread_mutex_lock(&shared.lock);
   bool listed = pair->commanded;
   pair->abandoned = true;
+  struct relay_dial *dial = pair->requests & RELAY_DIAL ? pair->dial : NULL;
+  pair->requests &= (uint8_t)~RELAY_DIAL;
   pthread_mutex_unlock(&shared.lock);
+  if (dial)
+    free(dial->first);
+  free(dial);
   if (!listed)
     free(pair);
+}
+
+/* For the thread: a listener that is to be closed, taken off the list, or NULL. all: any one, because the thread ends. */
+struct relay_listener *relay_next_to_close(bool all)
+{
+  pthread_mutex_lock(&shared.lock);
+  struct relay_listener **at = &shared.listeners;
+  while (*at && !(*at)->closing && !all)
+    at = &(*at)->next;
+  struct relay_listener *listener = *at;
+  if (listener)
+    *at = listener->next;
+  pthread_mutex_unlock(&shared.lock);
+  return listener;
+}
+
+/* For the thread: `visit` runs under the lock. */
+void relay_each_listener(void (*visit)(struct relay_listener *listener))
+{
+  pthread_mutex_lock(&shared.lock);
+  for (struct relay_listener *listener = shared.listeners; listener; listener = listener->next)
+    visit(listener);
+  pthread_mutex_unlock(&shared.lock);
 }
 
 /* For the thread when it stops: any open pair in *bucket or after it. Nothing is added any more. */
@@ -143,6 +198,8 @@ static int open_all(int events_fd)
   shared.buckets = 1024;
   shared.count = 0;
   shared.commands = NULL;
+  shared.listeners = NULL;
+  shared.listeners_changed = false;
   shared.table = calloc(shared.buckets, sizeof *shared.table);
   int result = shared.table ? relay_thread_start(events_fd) : -ENOMEM;
   if (!shared.table)
@@ -164,15 +221,16 @@ int sluice_relay_start(int events_fd)
   return result;
 }
 
-static struct relay_initial *initial_of(const void *bytes, uint32_t n)
+/* A copy of the bytes, or NULL. */
+struct relay_held *relay_hold(const void *bytes, uint32_t n)
 {
-  struct relay_initial *initial = malloc(sizeof *initial + n);
-  if (initial) {
-    initial->size = n;
-    initial->sent = 0;
-    memcpy(initial->data, bytes, n);
+  struct relay_held *held = malloc(sizeof *held + n);
+  if (held) {
+    held->size = n;
+    held->sent = 0;
+    memcpy(held->data, bytes, n);
   }
-  return initial;
+  return held;
 }
 
 static int make_pair(uint64_t id, const int fds[2], const void *bytes[2], const uint32_t sizes[2],
@@ -184,6 +242,7 @@ static int make_pair(uint64_t id, const int fds[2], const void *bytes[2], const 
   if (!pair)
     return -ENOMEM;
   pair->id = id;
+  pair->phase = RELAY_CARRYING;
   pair->last_byte_ms = relay_coarse_ms();
   for (int side = 0; side < 2; side++) {
     pair->fd[side] = fds[side];
@@ -192,7 +251,7 @@ static int make_pair(uint64_t id, const int fds[2], const void *bytes[2], const 
     pair->from[side].pipe = (struct relay_pipe){.read_end = -1, .write_end = -1};
   }
   for (int side = 0; side < 2; side++)
-    if (sizes[side] > 0 && !(pair->from[side].initial = initial_of(bytes[side], sizes[side])))
+    if (sizes[side] > 0 && !(pair->from[side].held = relay_hold(bytes[side], sizes[side])))
       return -ENOMEM;
   return 0;
 }
@@ -204,8 +263,8 @@ static void refuse(struct relay_pair *pair, int client, int target)
   relay_close_socket(target, true);
   if (!pair)
     return;
-  free(pair->from[0].initial);
-  free(pair->from[1].initial);
+  free(pair->from[0].held);
+  free(pair->from[1].held);
   free(pair);
 }
 
@@ -248,6 +307,19 @@ int sluice_relay_stats(uint64_t id, struct sluice_relay_event *out)
   return pair ? 0 : -ENOENT;
 }
 
+int sluice_relay_keepalive(uint64_t id, int idle_s, int interval_s, int count)
+{
+  pthread_mutex_lock(&shared.lock);
+  struct relay_pair *pair = find(id);
+  int result = pair ? 0 : -ENOENT;
+  /* Its sockets are open: the thread forgets a pair before it closes them. A unix socket has no keepalive. */
+  for (int side = 0; pair && side < 2; side++)
+    if (pair->fd[side] >= 0)
+      (void)sluice_keepalive(pair->fd[side], idle_s, interval_s, count);
+  pthread_mutex_unlock(&shared.lock);
+  return result;
+}
+
 /* The one function that waits: for the thread to finish its round. */
 int sluice_relay_stop(void)
 {
@@ -265,4 +337,127 @@ int sluice_relay_stop(void)
   shared.running = shared.stopping = false;
   pthread_mutex_unlock(&shared.lock);
   return 0;
+}
+
+/* ---- clients that are accepted here ---- */
+
+/* With the lock held: the thread looks for itself what has changed. */
+static void listeners_changed(void)
+{
+  shared.listeners_changed = true;
+  relay_thread_wake();
+}
+
+int sluice_relay_listen(uint32_t tag, int fd)
+{
+  struct relay_listener *listener = calloc(1, sizeof *listener);
+  int result = listener ? relay_prepare_listener(listener, fd) : -ENOMEM;
+  pthread_mutex_lock(&shared.lock);
+  if (result == 0 && (!shared.running || shared.stopping))
+    result = -ESHUTDOWN;
+  if (result == 0) {
+    listener->tag = tag;
+    listener->next = shared.listeners;
+    shared.listeners = listener;
+    listeners_changed();
+  }
+  pthread_mutex_unlock(&shared.lock);
+  if (result < 0) {
+    free(listener);
+    close(fd);
+  }
+  return result;
+}
+
+int sluice_relay_unlisten(uint32_t tag)
+{
+  pthread_mutex_lock(&shared.lock);
+  struct relay_listener *listener = shared.running ? shared.listeners : NULL;
+  while (listener && (listener->tag != tag || listener->closing))
+    listener = listener->next;
+  if (listener) {
+    listener->closing = true;
+    listeners_changed();
+  }
+  pthread_mutex_unlock(&shared.lock);
+  return listener ? 0 : -ENOENT;
+}
+
+int sluice_relay_accept(int on)
+{
+  relay_accept_wanted = on != 0;
+  pthread_mutex_lock(&shared.lock);
+  if (shared.running)
+    listeners_changed();
+  pthread_mutex_unlock(&shared.lock);
+  return 0;
+}
+
+int sluice_relay_more(uint64_t id)
+{
+  pthread_mutex_lock(&shared.lock);
+  struct relay_pair *pair = find(id);
+  if (pair)
+    command(pair, RELAY_MORE);
+  pthread_mutex_unlock(&shared.lock);
+  return pair ? 0 : -ENOENT;
+}
+
+static struct relay_dial *dial_of(const char *address, uint16_t port, const char *from, const void *first, uint32_t n)
+{
+  struct relay_dial *dial = calloc(1, sizeof *dial);
+  if (!dial)
+    return NULL;
+  dial->port = port;
+  strncpy(dial->address, address, sizeof dial->address - 1);
+  strncpy(dial->from, from ? from : "", sizeof dial->from - 1);
+  if (n > 0 && !(dial->first = relay_hold(first, n))) {
+    free(dial);
+    return NULL;
+  }
+  return dial;
+}
+
+int sluice_relay_dial(uint64_t id, const char *address, uint16_t port, const char *from, const void *to_target, uint32_t n)
+{
+  if (strlen(address) >= sizeof((struct relay_dial *)0)->address || n > RELAY_INITIAL_BYTES_MAX)
+    return -EMSGSIZE;
+  struct relay_dial *dial = dial_of(address, port, from, to_target, n), *superseded = NULL;
+  if (!dial)
+    return -ENOMEM;
+  pthread_mutex_lock(&shared.lock);
+  struct relay_pair *pair = find(id);
+  if (pair) {
+    if (pair->requests & RELAY_DIAL) {
+      /* The thread has not seen it yet. What goes first came with the first call. */
+      superseded = pair->dial;
+      dial->first = dial->first ? dial->first : superseded->first;
+    }
+    pair->dial = dial;
+    command(pair, RELAY_DIAL);
+  }
+  pthread_mutex_unlock(&shared.lock);
+  free(superseded);
+  if (!pair) {
+    free(dial->first);
+    free(dial);
+  }
+  return pair ? 0 : -ENOENT;
+}
+
+int sluice_relay_take(uint64_t id)
+{
+  pthread_mutex_lock(&shared.lock);
+  struct relay_pair *pair = find(id);
+  int fd = -ENOENT;
+  if (pair) {
+    fd = pair->fd[SLUICE_CLIENT];
+    forget(pair);
+    pair->taken = true;
+    /* From here on the thread hears nothing of the socket; it frees the pair when it comes across it. */
+    relay_thread_unwatch(fd);
+    command(pair, RELAY_TAKEN);
+  }
+  pthread_mutex_unlock(&shared.lock);
+  return fd;
 }

@@ -1,5 +1,5 @@
-/* How the bytes of one pair travel: initial bytes, then socket to pipe to socket by splice(2), then the FIN; and how
- * both sockets end. Only the relay thread comes here; nothing here knows the table, the commands or the reports.
+/* How the bytes of one pair travel: those we hold, then little by recv and send, much by splice(2) through a pipe, then
+ * the FIN; and how both sockets end. Only the relay thread comes here; nothing here knows the table, the commands or the reports.
  *
  * The rule that everything rests on: a pipe is filled only when it is empty and drained until it is empty or the
  * destination is full. So at most one pipe of a direction's bytes is in our hands, whatever the peers do. */
@@ -48,13 +48,13 @@ static void count(struct relay_pair *pair, int from, ssize_t n, int64_t now_ms)
 
 static ssize_t deliver_some(struct relay_direction *way, int to)
 {
-  struct relay_initial *initial = way->initial;
-  if (!initial)
+  struct relay_held *held = way->held;
+  if (!held)
     return splice(way->pipe.read_end, NULL, to, NULL, way->in_pipe, SPLICE_FLAGS);
-  ssize_t n = send(to, initial->data + initial->sent, initial->size - initial->sent, MSG_DONTWAIT | MSG_NOSIGNAL);
-  if (n > 0 && (initial->sent += (uint32_t)n) == initial->size) {
-    free(initial);
-    way->initial = NULL;
+  ssize_t n = send(to, held->data + held->sent, held->size - held->sent, MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (n > 0 && (held->sent += (uint32_t)n) == held->size) {
+    free(held);
+    way->held = NULL;
   }
   return n;
 }
@@ -63,10 +63,10 @@ static ssize_t deliver_some(struct relay_direction *way, int to)
 static enum relay_turn deliver(struct relay_pair *pair, int from, int64_t now_ms)
 {
   struct relay_direction *way = &pair->from[from];
-  while (way->initial || way->in_pipe) {
+  while (way->held || way->in_pipe) {
     if (!pair->writable[!from])
       return RELAY_WAITS;
-    bool spliced = !way->initial;
+    bool spliced = !way->held;
     ssize_t n = deliver_some(way, pair->fd[!from]);
     if (n < 0 && errno == EINTR)
       continue;
@@ -83,55 +83,65 @@ static enum relay_turn deliver(struct relay_pair *pair, int from, int64_t now_ms
   return RELAY_HAS_MORE;
 }
 
-/* Without a pipe: look, send, then take exactly what was sent. A full destination leaves everything in the source's
- * socket, so running out of pipes costs copies but neither memory nor another connection's progress. On -1 *side is the
- * socket that errno is about. */
-static ssize_t copy(struct relay_pair *pair, int from, size_t most, int64_t now_ms, int *side)
+/* What was read into the thread's buffer goes on at once; what the destination does not take is kept. */
+static enum relay_turn pass_on(struct relay_pair *pair, int from, uint32_t n, int64_t now_ms)
 {
-  ssize_t seen = recv(pair->fd[from], scratch, most < sizeof scratch ? most : sizeof scratch, MSG_PEEK | MSG_DONTWAIT);
-  if (seen <= 0)
-    return seen;
-  *side = !from;
-  ssize_t sent = send(pair->fd[!from], scratch, (size_t)seen, MSG_DONTWAIT | MSG_NOSIGNAL);
-  if (sent < 0)
-    return sent;
-  count(pair, from, sent, now_ms);
-  *side = from;
-  return recv(pair->fd[from], scratch, (size_t)sent, MSG_DONTWAIT);
+  ssize_t sent = send(pair->fd[!from], scratch, n, MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (sent < 0 && errno != EAGAIN && errno != EINTR)
+    return failed(pair, !from, errno);
+  if (sent < 0 && errno == EAGAIN)
+    pair->writable[!from] = false;
+  sent = sent < 0 ? 0 : sent;
+  if (sent > 0)
+    count(pair, from, sent, now_ms);
+  if (sent < n && !(pair->from[from].held = relay_hold(scratch + sent, n - (uint32_t)sent)))
+    return failed(pair, from, ENOMEM);
+  return RELAY_HAS_MORE;
 }
 
-/* Reads once, with nothing in our hands: splice says EAGAIN for a full pipe as well as for an empty socket, and only
- * with an empty pipe is it certain that the socket has no more, and that its next edge will come. */
+/* Reads once, with nothing in our hands. Little is copied, since two calls on a small buffer cost less than two on a pipe;
+ * what keeps coming is spliced, while there are pipes. */
 static enum relay_turn take(struct relay_pair *pair, int from, int64_t now_ms, uint32_t *taken)
 {
   struct relay_direction *way = &pair->from[from];
-  size_t most = pair->closing && way->budget < RELAY_PIPE_BYTES ? way->budget : RELAY_PIPE_BYTES;
-  bool spliced = way->pipe.read_end >= 0 || relay_pipe_lend(&way->pipe);
-  int side = from;
+  bool spliced = way->pipe.read_end >= 0 || (way->streaming && relay_pipe_lend(&way->pipe));
+  size_t most = spliced ? RELAY_PIPE_BYTES : RELAY_COPY_BYTES;
+  most = pair->closing && way->budget < most ? way->budget : most;
   ssize_t n = spliced ? splice(pair->fd[from], NULL, way->pipe.write_end, NULL, most, SPLICE_FLAGS)
-                      : copy(pair, from, most, now_ms, &side);
+                      : recv(pair->fd[from], scratch, most, MSG_DONTWAIT);
   if (n < 0 && errno == EINTR)
     return RELAY_HAS_MORE;
   if (n < 0 && errno == EAGAIN) {
-    *(side == from ? &pair->readable[from] : &pair->writable[side]) = false;
+    /* splice says it for a full pipe as well; ours is empty, so it is the socket, and its next edge will come. */
+    pair->readable[from] = false;
     return RELAY_WAITS;
   }
   if (n < 0)
-    return failed(pair, side, errno);
+    return failed(pair, from, errno);
   if (n == 0) {
     way->eof = true;
     return RELAY_HAS_MORE;
   }
-  way->in_pipe = spliced ? (uint32_t)n : 0;
   way->budget -= pair->closing ? (uint32_t)n : 0;
+  way->streaming = n >= (spliced ? RELAY_SMALL_BYTES : RELAY_COPY_BYTES);
   *taken += (uint32_t)n;
   atomic_store_explicit(&pair->last_byte_ms, now_ms, memory_order_relaxed);
-  return RELAY_HAS_MORE;
+  if (spliced) {
+    way->in_pipe = (uint32_t)n;
+    return RELAY_HAS_MORE;
+  }
+  /* A short read has emptied the socket: what comes later comes with an edge of its own, a FIN that is there already does not. */
+  if ((size_t)n < most && !pair->hung_up[from])
+    pair->readable[from] = false;
+  return pass_on(pair, from, (uint32_t)n, now_ms);
 }
 
 static enum relay_turn pass_fin(struct relay_pair *pair, int from)
 {
   pair->from[from].done = true;
+  /* The last FIN goes out with close(). */
+  if (pair->from[!from].done && !pair->closing)
+    return RELAY_WAITS;
   if (shutdown(pair->fd[!from], SHUT_WR) < 0)
     return failed(pair, !from, errno);
   if (!pair->from[!from].done && !pair->closing) {
@@ -150,7 +160,6 @@ static enum relay_turn pump_direction(struct relay_pair *pair, int from, int64_t
       return turn;
     if (way->eof || (pair->closing && way->budget == 0))
       return pass_fin(pair, from);
-    /* The copying path gets here with a full destination; the pipe never does. */
     if (!pair->readable[from] || !pair->writable[!from])
       return RELAY_WAITS;
     if (taken >= RELAY_TURN_BYTES)
@@ -197,7 +206,7 @@ void relay_close_socket(int fd, bool reset)
 /* Unread bytes would turn close() into a RST, and that would throw away what is still on its way to the same peer. */
 static void discard_unread(int fd)
 {
-  enum { ROUNDS_MAX = 16 };
+  enum { ROUNDS_MAX = 64 };
   for (int i = 0; i < ROUNDS_MAX && recv(fd, scratch, sizeof scratch, MSG_DONTWAIT) > 0; i++)
     ;
 }
@@ -207,11 +216,13 @@ void relay_release(struct relay_pair *pair, bool reset)
 {
   for (int side = 0; side < 2; side++) {
     struct relay_direction *way = &pair->from[side];
+    free(way->held);
+    way->held = NULL;
+    relay_pipe_return(&way->pipe, way->in_pipe == 0);
+    if (pair->fd[side] < 0)
+      continue;
     if (pair->closing && !reset)
       discard_unread(pair->fd[side]);
     relay_close_socket(pair->fd[side], reset);
-    relay_pipe_return(&way->pipe, way->in_pipe == 0);
-    free(way->initial);
-    way->initial = NULL;
   }
 }

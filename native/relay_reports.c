@@ -1,10 +1,13 @@
-/* What the relay tells: HALF_CLOSED and CLOSED records, several to a message. A record is made when it is written, from
- * the pair, so what waits for a slow reader is a flag in the pair: no memory, no more of it than there are pairs. */
+/* What the relay tells, several records to a message. A record is made when there is room for it in the message, from the
+ * pair, and a client's first bytes are read then; so what waits for a slow reader is a flag in the pair and bytes in a
+ * socket: no memory of ours but the one message. */
 #define _GNU_SOURCE
 #include "sluice.h"
 #include "relay_parts.h"
 #include <errno.h>
+#include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -12,15 +15,24 @@
 _Static_assert(sizeof(struct sluice_relay_event) == 48, "the record TypeScript reads");
 
 static int reader, epoll;
-static bool full;
+static bool full;   /* the reader took no more: the message waits as it is */
+static bool urgent; /* somebody waits for what is in the message or in the list */
+static int64_t lazy_ms; /* when the oldest news that may wait came; 0: none */
 static struct relay_pair *first, *last; /* pairs with something to tell */
+static _Alignas(8) uint8_t message[RELAY_MESSAGE_BYTES];
+static unsigned used;
+
+/* The most that one pair adds: its first bytes, and a few records. */
+enum { PAIR_BYTES_MAX = RELAY_COPY_BYTES + 8 + 4 * sizeof(struct sluice_relay_event) + sizeof(struct sluice_relay_accepted) };
+_Static_assert(sizeof(struct sluice_relay_accepted) == 40, "the addresses TypeScript reads");
 
 int relay_reports_open(int events_fd, int epoll_fd)
 {
   reader = events_fd;
   epoll = epoll_fd;
-  full = false;
+  full = urgent = false;
   first = last = NULL;
+  lazy_ms = used = 0;
   /* Asked for nothing until a message is refused. Once, because a reader that is gone would be news for ever. */
   struct epoll_event nothing = {.events = EPOLLONESHOT, .data.u64 = RELAY_TOKEN_REPORTS};
   return epoll_ctl(epoll, EPOLL_CTL_ADD, reader, &nothing) < 0 ? -errno : 0;
@@ -34,8 +46,11 @@ int64_t relay_coarse_ms(void)
   return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-void relay_report(struct relay_pair *pair)
+void relay_report(struct relay_pair *pair, bool at_once)
 {
+  urgent |= at_once;
+  if (!at_once && lazy_ms == 0)
+    lazy_ms = relay_coarse_ms();
   if (pair->queued_to_report)
     return;
   pair->queued_to_report = true;
@@ -44,9 +59,12 @@ void relay_report(struct relay_pair *pair)
   last = pair;
 }
 
-bool relay_reports_waiting(void)
+/* When to write although nothing else happens; 0: when the reader takes more, or never. */
+int64_t relay_reports_due(void)
 {
-  return first != NULL;
+  if (full)
+    return 0;
+  return urgent ? 1 : lazy_ms ? lazy_ms + RELAY_LAZY_MS : 0;
 }
 
 void relay_reports_go_on(void)
@@ -67,58 +85,130 @@ void relay_describe(const struct relay_pair *pair, struct sluice_relay_event *ev
   };
 }
 
-static unsigned describe_pending(const struct relay_pair *pair, struct sluice_relay_event *events)
+static struct sluice_relay_event *append(const struct relay_pair *pair, uint8_t kind)
 {
-  unsigned n = 0;
-  if (pair->half_pending) {
-    relay_describe(pair, &events[n]);
-    events[n].kind = SLUICE_RELAY_HALF_CLOSED;
-    events[n++].side = pair->half_side;
+  struct sluice_relay_event *event = (struct sluice_relay_event *)(message + used);
+  relay_describe(pair, event);
+  event->kind = kind;
+  used += sizeof *event;
+  return event;
+}
+
+/* What follows the record begins here; its length may grow while nothing else is appended. */
+static void lengthen(struct sluice_relay_event *event, uint32_t by)
+{
+  event->length += by;
+  used = (unsigned)((uint8_t *)(event + 1) - message + ((event->length + 7) & ~7u));
+}
+
+static void append_first_bytes(struct relay_pair *pair, struct sluice_relay_event *event)
+{
+  ssize_t n = relay_listen_to(pair, (uint8_t *)(event + 1) + event->length, RELAY_COPY_BYTES);
+  lengthen(event, (uint32_t)n);
+}
+
+static void append_half(struct relay_pair *pair)
+{
+  struct sluice_relay_event *event = append(pair, SLUICE_RELAY_HALF_CLOSED);
+  event->side = pair->half_side;
+  int queued = 0;
+  if (pair->phase != RELAY_CARRYING && ioctl(pair->fd[SLUICE_CLIENT], FIONREAD, &queued) == 0)
+    event->bytes_in = queued > 0 ? (uint64_t)queued : 0;
+  pair->half_pending = false;
+}
+
+static void append_news(struct relay_pair *pair)
+{
+  if (pair->refused_pending)
+    append(pair, SLUICE_RELAY_REFUSED)->error = pair->error;
+  pair->refused_pending = false;
+  if (pair->phase == RELAY_ASKING && pair->listening && pair->readable[SLUICE_CLIENT] && !pair->closed) {
+    struct sluice_relay_event *event = append(pair, SLUICE_RELAY_BYTES);
+    append_first_bytes(pair, event);
+    if (event->length == 0)
+      used -= sizeof *event;
   }
+  if (pair->connected_pending)
+    append(pair, SLUICE_RELAY_CONNECTED);
+  pair->connected_pending = false;
+  if (pair->half_pending && !pair->closed)
+    append_half(pair);
   if (pair->closed) {
-    relay_describe(pair, &events[n]);
-    events[n].kind = SLUICE_RELAY_CLOSED;
-    events[n].error = pair->error;
-    events[n++].side = pair->error_side;
+    struct sluice_relay_event *event = append(pair, SLUICE_RELAY_CLOSED);
+    event->error = pair->error;
+    event->side = pair->error_side;
   }
-  return n;
 }
 
-static void reported(struct relay_pair *pair)
+/* False: the reader took nothing. */
+static bool send_message(void)
 {
-  first = pair->report_next;
-  pair->queued_to_report = pair->half_pending = false;
-  if (pair->closed)
-    relay_free(pair);
+  ssize_t sent = send(reader, message, used, MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (sent < 0 && (errno == ENOBUFS || errno == ENOMEM))
+    return false; /* no edge will tell when there is memory again: the next round tries */
+  if (sent < 0 && errno == EAGAIN) {
+    full = true;
+    struct epoll_event once = {.events = EPOLLOUT | EPOLLONESHOT, .data.u64 = RELAY_TOKEN_REPORTS};
+    epoll_ctl(epoll, EPOLL_CTL_MOD, reader, &once);
+    return false;
+  }
+  /* Any other error: the reader is gone for good. The bytes go on; there is only nobody left to tell. */
+  used = 0;
+  return true;
 }
 
-void relay_reports_write(void)
+/* Room for everything that one pair may have to tell. */
+bool relay_reports_room(void)
 {
-  while (first && !full) {
-    struct sluice_relay_event batch[RELAY_BATCH_MAX];
-    struct relay_pair *pair = first;
-    unsigned n = 0;
-    for (; pair && n + 2 <= RELAY_BATCH_MAX; pair = pair->report_next)
-      n += describe_pending(pair, &batch[n]);
-    ssize_t sent = send(reader, batch, n * sizeof *batch, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (sent < 0 && (errno == ENOBUFS || errno == ENOMEM))
-      return; /* no edge will tell when there is memory again: the next round tries */
-    if (sent < 0 && errno == EAGAIN) {
-      full = true;
-      struct epoll_event once = {.events = EPOLLOUT | EPOLLONESHOT, .data.u64 = RELAY_TOKEN_REPORTS};
-      epoll_ctl(epoll, EPOLL_CTL_MOD, reader, &once);
+  return used + PAIR_BYTES_MAX <= sizeof message || (!full && send_message());
+}
+
+void relay_report_accepted(struct relay_pair *pair, uint32_t tag, const struct sluice_relay_accepted *ends)
+{
+  struct sluice_relay_event *event = append(pair, SLUICE_RELAY_ACCEPTED);
+  event->listener = tag;
+  memcpy(event + 1, ends, sizeof *ends);
+  lengthen(event, sizeof *ends);
+  append_first_bytes(pair, event);
+  urgent = true;
+  if (pair->half_pending && !pair->closed)
+    append_half(pair);
+}
+
+void relay_report_unlistened(uint32_t tag)
+{
+  struct relay_pair nobody = {.fd = {-1, -1}};
+  append(&nobody, SLUICE_RELAY_UNLISTENED)->listener = tag;
+  urgent = true;
+}
+
+void relay_reports_write(int64_t now_ms)
+{
+  if (full || !(urgent || (lazy_ms && now_ms >= lazy_ms + RELAY_LAZY_MS)))
+    return;
+  while (first) {
+    if (!relay_reports_room())
       return;
-    }
-    /* Any other error: the reader is gone for good. The bytes go on; there is only nobody left to tell. */
-    while (first != pair)
-      reported(first);
+    struct relay_pair *pair = first;
+    first = pair->report_next;
+    /* Still as queued: reading its first bytes may end it, and that is told here too. */
+    if (!pair->taken)
+      append_news(pair);
+    pair->queued_to_report = false;
+    if (pair->closed)
+      relay_free(pair);
   }
+  lazy_ms = 0;
+  if (used == 0 || send_message())
+    urgent = false;
 }
 
 /* What the reader did not take in time is dropped, because stopping waits for nobody. */
 void relay_reports_close(void)
 {
-  while (first)
-    reported(first);
+  for (struct relay_pair *pair; (pair = first);) {
+    first = pair->report_next;
+    relay_free(pair);
+  }
   close(reader);
 }

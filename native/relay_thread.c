@@ -23,7 +23,7 @@ static int64_t now_ms;
 static struct relay_pair *run, *run_last;    /* have something to do */
 static struct relay_pair *soonest, *latest;  /* closing with grace, by deadline */
 
-static void run_later(struct relay_pair *pair)
+void relay_run_later(struct relay_pair *pair)
 {
   if (pair->queued_to_run || pair->closed)
     return;
@@ -63,63 +63,82 @@ static void enter_deadlines(struct relay_pair *pair, uint32_t grace_ms)
 /* ---- the life of a pair ---- */
 
 /* The sockets are gone and the id is free from here on; the pair itself stays until its CLOSED is written. */
-static void finish(struct relay_pair *pair, int side, int error, bool reset)
+void relay_finish(struct relay_pair *pair, int side, int error, bool reset)
 {
-  relay_forget(pair);
+  if (pair->closed || !relay_forget(pair))
+    return;
   leave_deadlines(pair);
   /* close() alone does not take a socket out of the set while anyone holds a copy of the descriptor, and an event of it
    * would then carry the address of a freed pair. */
   for (int i = 0; i < 2; i++)
-    epoll_ctl(epoll, EPOLL_CTL_DEL, pair->fd[i], NULL);
-  relay_release(pair, reset);
+    if (pair->fd[i] >= 0)
+      relay_thread_unwatch(pair->fd[i]);
+  relay_release(pair, reset || pair->phase != RELAY_CARRYING);
   pair->closed = true;
   pair->closed_ms = now_ms;
   pair->error = (uint16_t)(pair->closing ? ECANCELED : error); /* whatever came in between, we were asked to */
   pair->error_side = (uint8_t)(pair->closing ? SLUICE_CLIENT : side);
-  relay_report(pair);
+  /* Nobody waits for the end of what flowed; a client without a target has somebody at work for it. */
+  relay_report(pair, pair->phase != RELAY_CARRYING);
 }
 
-static int watch(int fd, uint64_t token)
+/* Edge-triggered with everything in it: never a system call to change interest. EPOLLOUT costs nothing until a write was
+ * refused, because only then does TCP wake its writers. */
+int relay_watch(int fd, uint64_t token)
 {
-  /* Edge-triggered with everything in it: never a system call to change interest. EPOLLOUT costs nothing until a write
-   * was refused, because only then does TCP wake its writers. */
   struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.u64 = token};
+  return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0 ? errno : 0;
+}
+
+void relay_thread_unwatch(int fd)
+{
+  epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL);
+}
+
+/* Somebody else's socket becomes ours. */
+static int adopt(int fd, uint64_t token)
+{
   int flags = fcntl(fd, F_GETFL);
-  if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0)
+  if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
     return errno;
-  (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int)); /* a target may be a unix socket */
-  return 0;
+  (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int)); /* it may be a unix socket */
+  return relay_watch(fd, token);
 }
 
 static void begin(struct relay_pair *pair)
 {
   for (int side = 0; side < 2 && !pair->closed; side++) {
-    int error = watch(pair->fd[side], (uint64_t)(uintptr_t)pair | (uint64_t)side);
+    int error = adopt(pair->fd[side], (uint64_t)(uintptr_t)pair | (uint64_t)side);
     if (error)
-      finish(pair, side, error, true);
+      relay_finish(pair, side, error, true);
   }
-  run_later(pair);
+  relay_run_later(pair);
 }
 
 static void end(struct relay_pair *pair, uint32_t grace_ms)
 {
+  if (pair->phase != RELAY_CARRYING) {
+    pair->closing = true;
+    relay_finish(pair, SLUICE_CLIENT, ECANCELED, true);
+    return;
+  }
   if (!pair->closing)
     relay_stop_reading(pair);
   enter_deadlines(pair, grace_ms);
-  run_later(pair);
+  relay_run_later(pair);
 }
 
 static void take_turn(struct relay_pair *pair)
 {
   enum relay_turn turn = relay_pump(pair, now_ms);
   if (pair->half_pending)
-    relay_report(pair);
+    relay_report(pair, false);
   if (turn == RELAY_FAILED)
-    finish(pair, pair->error_side, pair->error, true);
+    relay_finish(pair, pair->error_side, pair->error, true);
   else if (pair->from[0].done && pair->from[1].done)
-    finish(pair, SLUICE_CLIENT, 0, false);
+    relay_finish(pair, SLUICE_CLIENT, 0, false);
   else if (turn == RELAY_HAS_MORE)
-    run_later(pair);
+    relay_run_later(pair);
 }
 
 /* ---- a round ---- */
@@ -128,16 +147,21 @@ static void notice_pair(struct relay_pair *pair, int side, uint32_t events)
 {
   if (pair->closed)
     return;
+  if (pair->phase != RELAY_CARRYING) {
+    relay_notice_opening(pair, side, events);
+    return;
+  }
   /* A RST ends the pair at once, also while it is half-closed or its other side is stalled. EPOLLHUP alone is no error:
    * it is how two FINs look. */
   int error = events & EPOLLERR ? relay_socket_error(pair->fd[side]) : 0;
   if (error) {
-    finish(pair, side, error, true);
+    relay_finish(pair, side, error, true);
     return;
   }
+  pair->hung_up[side] |= (events & (EPOLLRDHUP | EPOLLHUP)) != 0;
   pair->readable[side] |= (events & ~(uint32_t)EPOLLOUT) != 0;
   pair->writable[side] |= (events & ~(uint32_t)(EPOLLIN | EPOLLRDHUP)) != 0;
-  run_later(pair);
+  relay_run_later(pair);
 }
 
 static void notice(const struct epoll_event *event)
@@ -147,8 +171,32 @@ static void notice(const struct epoll_event *event)
     eventfd_read(wake, &(eventfd_t){0});
   else if (token == RELAY_TOKEN_REPORTS)
     relay_reports_go_on();
+  else if (token & RELAY_TOKEN_LISTENER)
+    relay_accept_some((struct relay_listener *)(uintptr_t)(token & ~(uint64_t)RELAY_TOKEN_LISTENER), now_ms);
   else
     notice_pair((struct relay_pair *)(uintptr_t)(token & ~(uint64_t)1), token & 1, event->events);
+}
+
+static void obey_one(struct relay_command next)
+{
+  struct relay_pair *pair = next.pair;
+  if (next.requests & RELAY_ADD)
+    begin(pair);
+  if (!pair->closed && next.requests & (RELAY_RESET | RELAY_CLOSE)) {
+    if (next.requests & RELAY_RESET)
+      relay_finish(pair, SLUICE_CLIENT, ECANCELED, true);
+    else
+      end(pair, next.grace_ms);
+  }
+  if (next.dial && !pair->closed) {
+    relay_dial_target(pair, next.dial);
+    return;
+  }
+  if (next.dial)
+    free(next.dial->first);
+  free(next.dial);
+  if (!pair->closed && next.requests & RELAY_MORE)
+    relay_read_on(pair);
 }
 
 /* False: the relay is to stop. */
@@ -156,21 +204,21 @@ static bool obey(void)
 {
   for (;;) {
     struct relay_command next = relay_next_command();
+    if (next.listeners)
+      relay_listeners_changed();
     struct relay_pair *pair = next.pair;
     if (!pair)
       return !next.stopping;
-    if (pair->abandoned) {
+    if (pair->taken)
+      pair->closed = true; /* its sockets are no longer ours to close */
+    if (pair->abandoned || (pair->taken && !pair->queued_to_report)) {
+      if (next.dial)
+        free(next.dial->first);
+      free(next.dial);
       free(pair);
       continue;
     }
-    if (next.requests & RELAY_ADD)
-      begin(pair);
-    if (pair->closed)
-      continue;
-    if (next.requests & RELAY_RESET)
-      finish(pair, SLUICE_CLIENT, ECANCELED, true);
-    else if (next.requests & RELAY_CLOSE)
-      end(pair, next.grace_ms);
+    obey_one(next);
   }
 }
 
@@ -178,7 +226,7 @@ static bool obey(void)
 static void force_overdue(void)
 {
   while (soonest && soonest->deadline_ms < now_ms)
-    finish(soonest, SLUICE_CLIENT, ECANCELED, true);
+    relay_finish(soonest, SLUICE_CLIENT, ECANCELED, true);
 }
 
 /* One turn for each pair that is waiting now; who has more goes to the end of the queue and so to the next round. */
@@ -198,9 +246,11 @@ static int patience_ms(void)
 {
   if (run)
     return 0;
-  int64_t patience = relay_reports_waiting() ? 1000 : 60000;
-  int64_t left = soonest ? soonest->deadline_ms - now_ms + 1 : patience;
-  patience = left < patience ? left : patience;
+  const int64_t dues[] = {soonest ? soonest->deadline_ms + 1 : 0, relay_reports_due(), relay_accept_due(), relay_pipes_due()};
+  int64_t patience = 60000;
+  for (unsigned i = 0; i < sizeof dues / sizeof *dues; i++)
+    if (dues[i] && dues[i] - now_ms < patience)
+      patience = dues[i] - now_ms;
   return patience < 1 ? 1 : (int)patience;
 }
 
@@ -211,11 +261,13 @@ static bool go_round(void)
   now_ms = relay_coarse_ms();
   for (int i = 0; i < n; i++)
     notice(&events[i]);
+  relay_accept_again(now_ms);
   if (!obey())
     return false;
   force_overdue();
   take_turns();
-  relay_reports_write();
+  relay_reports_write(now_ms);
+  relay_pipes_trim(now_ms);
   return true;
 }
 
@@ -225,8 +277,9 @@ static void *live(void *unused)
     ;
   uint32_t bucket = 0;
   for (struct relay_pair *pair; (pair = relay_remaining(&bucket));)
-    finish(pair, SLUICE_CLIENT, ECANCELED, true);
-  relay_reports_write();
+    relay_finish(pair, SLUICE_CLIENT, ECANCELED, true);
+  relay_accept_stop();
+  relay_reports_write(INT64_MAX);
   return unused;
 }
 
@@ -265,6 +318,7 @@ int relay_thread_start(int events_fd)
   wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   struct epoll_event event = {.events = EPOLLIN, .data.u64 = RELAY_TOKEN_WAKE};
   int result = wake < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, wake, &event) < 0 ? -errno : 0;
+  relay_accept_start(epoll);
   int reports = relay_reports_open(events_fd, epoll);
   result = result ? result : reports;
   result = result ? result : spawn();

@@ -42,6 +42,8 @@ int sluice_send_syn(int family, const uint8_t *src, uint16_t sport, const uint8_
 /* Begins a TCP connection to a numeric address, with TCP_NODELAY. Returns the descriptor at once, connected or still
  * connecting, or -errno. Closing it takes the SYN back. */
 int sluice_connect(const char *address, uint16_t port);
+/* The same from a numeric source address; -EADDRNOTAVAIL: it is not this machine's. */
+int sluice_connect_from(const char *address, uint16_t port, const char *from);
 /* Connects to a unix stream socket; there is no "still connecting": -EAGAIN when its backlog is full. */
 int sluice_connect_unix(const char *path);
 /* TCP keepalive of one socket; idle_s 0 turns it off. A peer that has vanished is noticed idle_s + count * interval_s after
@@ -107,12 +109,20 @@ struct sluice_udp_listen { uint8_t family, unused; uint16_t from, to, unused2; u
  * once; -EBUSY while the call before is at work. */
 int sluice_ct_release_udp(const struct sluice_udp_listen *listens, int count);
 
-/* ---- relay (relay.c) ---- */
+/* ---- relay (relay.c, relay_accept.c) ---- */
 
-enum sluice_relay_kind { SLUICE_RELAY_HALF_CLOSED = 1, SLUICE_RELAY_CLOSED = 2 };
+enum sluice_relay_kind {
+  SLUICE_RELAY_HALF_CLOSED = 1, /* side sent its FIN; without a target yet, bytes_in is what waits unread before it */
+  SLUICE_RELAY_CLOSED = 2,
+  SLUICE_RELAY_ACCEPTED = 3,    /* struct sluice_relay_accepted and perhaps the first bytes follow */
+  SLUICE_RELAY_BYTES = 4,       /* the next bytes of a client that has no target yet follow */
+  SLUICE_RELAY_CONNECTED = 5,   /* the target is connected, bytes flow */
+  SLUICE_RELAY_REFUSED = 6,     /* error: why this target was not; the client and what it said are still there */
+  SLUICE_RELAY_UNLISTENED = 7   /* the last word about a listener: whoever it accepted has been told of before */
+};
 enum sluice_side { SLUICE_CLIENT = 0, SLUICE_TARGET = 1 };
 
-struct sluice_relay_event { /* 48 bytes */
+struct sluice_relay_event { /* 48 bytes, then `length` bytes and padding up to the next multiple of 8 */
   uint64_t id;
   uint8_t kind;
   uint8_t side;        /* HALF_CLOSED: who sent its FIN; CLOSED with error: on whose socket */
@@ -120,20 +130,49 @@ struct sluice_relay_event { /* 48 bytes */
   uint32_t idle_ms;    /* milliseconds since the last byte */
   uint64_t bytes_in;   /* taken from the client and delivered to the target's socket */
   uint64_t bytes_out;  /* taken from the target and delivered to the client's socket */
-  uint64_t unused[2];
+  uint32_t listener;   /* ACCEPTED, UNLISTENED: its tag */
+  uint32_t length;
+  uint64_t unused;
+};
+
+struct sluice_relay_accepted { /* 40 bytes */
+  uint8_t family;      /* 4 or 6; mapped addresses are told as the IPv4 ones they are */
+  uint8_t unused[3];
+  uint16_t client_port, local_port;
+  uint8_t client[16], local[16];
 };
 
 /* Starts the relay thread; events go to events_fd (SOCK_SEQPACKET, several events a message). */
 int sluice_relay_start(int events_fd);
-/* Joins two connected TCP sockets. `to_target` (n bytes) goes to the target before anything read from the client, and
+/* Joins two connected sockets. `to_target` (n bytes) goes to the target before anything read from the client, and
  * counts as bytes_in; `to_client` likewise. The library copies both and owns both descriptors from the call on, also
- * when it fails. */
+ * when it fails. Ids of callers are below 2^48. */
 int sluice_relay_add(uint64_t id, int client, int target, const void *to_target, uint32_t n, const void *to_client, uint32_t m);
 /* Ends a pair: reset = 1 sends RST both ways at once; reset = 0 closes both (FIN) after the bytes in flight are
- * delivered, at most grace_ms later. A CLOSED event with ECANCELED follows. -ENOENT: no such pair. */
+ * delivered, at most grace_ms later; one without a target is always reset. A CLOSED event with ECANCELED follows.
+ * -ENOENT: no such pair. */
 int sluice_relay_close(uint64_t id, int reset, uint32_t grace_ms);
 /* Counts of a live pair without waiting for an event. -ENOENT: no such pair. */
 int sluice_relay_stats(uint64_t id, struct sluice_relay_event *out);
+/* sluice_keepalive for both sockets of a pair. -ENOENT: no such pair. */
+int sluice_relay_keepalive(uint64_t id, int idle_s, int interval_s, int count);
 int sluice_relay_stop(void);
+
+/* Accepts on a listening TCP socket, which is the library's from the call on, also when it fails. For each connection the
+ * first bytes are read and told (ACCEPTED, BYTES, ids from 2^48 on); then it waits, unread, for one of the four that follow. */
+int sluice_relay_listen(uint32_t tag, int fd);
+/* Closes the listening socket; UNLISTENED follows. -ENOENT: no such listener. */
+int sluice_relay_unlisten(uint32_t tag);
+/* 0: no listener accepts until it is called with 1; the kernel queues meanwhile. */
+int sluice_relay_accept(int on);
+/* Reads on: BYTES follows when there is more. */
+int sluice_relay_more(uint64_t id);
+/* Connects the client to a target, numeric address and port or an absolute path of a unix socket; CONNECTED or REFUSED
+ * follows. The first call hands over what goes to the target first (n bytes, copied); they are kept until a target is
+ * connected. `from`: numeric source address or NULL. Called again before CONNECTED it gives up the target before. */
+int sluice_relay_dial(uint64_t id, const char *address, uint16_t port, const char *from, const void *to_target, uint32_t n);
+/* Gives the client's descriptor back to the caller, who owns it from then on; nothing more is told of it. Before the first
+ * dial only. -ENOENT: it is gone. */
+int sluice_relay_take(uint64_t id);
 
 #endif
