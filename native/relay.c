@@ -348,7 +348,7 @@ static void listeners_changed(void)
   relay_thread_wake();
 }
 
-int sluice_relay_listen(uint32_t tag, int fd)
+int sluice_relay_listen(uint32_t tag, int fd, int reads)
 {
   struct relay_listener *listener = calloc(1, sizeof *listener);
   int result = listener ? relay_prepare_listener(listener, fd) : -ENOMEM;
@@ -357,6 +357,7 @@ int sluice_relay_listen(uint32_t tag, int fd)
     result = -ESHUTDOWN;
   if (result == 0) {
     listener->tag = tag;
+    listener->reads = reads != 0;
     listener->next = shared.listeners;
     shared.listeners = listener;
     listeners_changed();
@@ -403,11 +404,12 @@ int sluice_relay_more(uint64_t id)
   return pair ? 0 : -ENOENT;
 }
 
-static struct relay_dial *dial_of(const char *address, uint16_t port, const char *from, const void *first, uint32_t n)
+static struct relay_dial *dial_of(uint32_t attempt, const char *address, uint16_t port, const char *from, const void *first, uint32_t n)
 {
   struct relay_dial *dial = calloc(1, sizeof *dial);
   if (!dial)
     return NULL;
+  dial->attempt = attempt;
   dial->port = port;
   strncpy(dial->address, address, sizeof dial->address - 1);
   strncpy(dial->from, from ? from : "", sizeof dial->from - 1);
@@ -418,11 +420,12 @@ static struct relay_dial *dial_of(const char *address, uint16_t port, const char
   return dial;
 }
 
-int sluice_relay_dial(uint64_t id, const char *address, uint16_t port, const char *from, const void *to_target, uint32_t n)
+int sluice_relay_dial(uint64_t id, uint32_t attempt, const char *address, uint16_t port, const char *from,
+                      const void *to_target, uint32_t n)
 {
   if (strlen(address) >= sizeof((struct relay_dial *)0)->address || n > RELAY_INITIAL_BYTES_MAX)
     return -EMSGSIZE;
-  struct relay_dial *dial = dial_of(address, port, from, to_target, n), *superseded = NULL;
+  struct relay_dial *dial = dial_of(attempt, address, port, from, to_target, n), *superseded = NULL;
   if (!dial)
     return -ENOMEM;
   pthread_mutex_lock(&shared.lock);

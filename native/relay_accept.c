@@ -140,7 +140,7 @@ static uint16_t end_of(const struct sockaddr_storage *at, uint8_t *family, uint8
   return ntohs(v6->sin6_port);
 }
 
-static void welcome(int fd, uint32_t tag, const struct sockaddr_storage *peer)
+static void welcome(int fd, const struct relay_listener *listener, const struct sockaddr_storage *peer)
 {
   struct sockaddr_storage local;
   socklen_t size = sizeof local;
@@ -156,7 +156,8 @@ static void welcome(int fd, uint32_t tag, const struct sockaddr_storage *peer)
   pair->fd[SLUICE_CLIENT] = fd;
   pair->fd[SLUICE_TARGET] = -1;
   pair->last_byte_ms = relay_coarse_ms();
-  pair->readable[SLUICE_CLIENT] = pair->listening = true;
+  pair->readable[SLUICE_CLIENT] = true;
+  pair->listening = listener->reads;
   for (int side = 0; side < 2; side++)
     pair->from[side].pipe = (struct relay_pipe){.read_end = -1, .write_end = -1};
   if (relay_enter_accepted(pair) < 0) {
@@ -164,7 +165,7 @@ static void welcome(int fd, uint32_t tag, const struct sockaddr_storage *peer)
     relay_close_socket(fd, true);
     return;
   }
-  relay_report_accepted(pair, tag, &ends);
+  relay_report_accepted(pair, listener->tag, &ends);
   int error = pair->closed ? 0 : relay_watch(fd, (uint64_t)(uintptr_t)pair | SLUICE_CLIENT);
   if (error)
     relay_finish(pair, SLUICE_CLIENT, error, true);
@@ -179,7 +180,7 @@ void relay_accept_some(struct relay_listener *listener, int64_t now_ms)
     socklen_t size = sizeof peer;
     int fd = accept4(listener->fd, (struct sockaddr *)&peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd >= 0)
-      welcome(fd, listener->tag, &peer);
+      welcome(fd, listener, &peer);
     else if (errno == EAGAIN)
       return;
     else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
@@ -263,6 +264,12 @@ void relay_dial_target(struct relay_pair *pair, struct relay_dial *dial)
   if (dial->first) {
     free(pair->from[SLUICE_CLIENT].held);
     pair->from[SLUICE_CLIENT].held = dial->first;
+  }
+  pair->attempt = dial->attempt;
+  if (dial->address[0] == 0) {
+    free(dial);
+    pair->phase = RELAY_ASKING;
+    return;
   }
   bool path = dial->address[0] == '/';
   int fd = path ? sluice_connect_unix(dial->address)

@@ -79,6 +79,7 @@ struct relay_pair {
   uint8_t requests;
   bool commanded, abandoned, taken;
   uint32_t grace_ms;
+  uint32_t attempt;
   struct relay_dial *dial; /* what the next command says */
 };
 
@@ -89,6 +90,7 @@ struct relay_dial {
   char address[108]; /* as long as sun_path */
   char from[46];     /* empty: whatever the kernel chooses */
   uint16_t port;
+  uint32_t attempt;
   struct relay_held *first; /* NULL: none, or the pair has it already */
 };
 
@@ -97,6 +99,7 @@ struct relay_listener {
   uint32_t tag;
   struct relay_listener *next; /* under the lock of relay.c */
   bool watched, closing;       /* closing under the lock */
+  bool reads;
 };
 
 /* What epoll hands back: one of the first two, a listener's address with this bit, or a pair's with the side in its lowest bit. */

@@ -119,8 +119,11 @@ static void append_half(struct relay_pair *pair)
 
 static void append_news(struct relay_pair *pair)
 {
-  if (pair->refused_pending)
-    append(pair, SLUICE_RELAY_REFUSED)->error = pair->error;
+  if (pair->refused_pending) {
+    struct sluice_relay_event *event = append(pair, SLUICE_RELAY_REFUSED);
+    event->error = pair->error;
+    event->tag = pair->attempt;
+  }
   pair->refused_pending = false;
   if (pair->phase == RELAY_ASKING && pair->listening && pair->readable[SLUICE_CLIENT] && !pair->closed) {
     struct sluice_relay_event *event = append(pair, SLUICE_RELAY_BYTES);
@@ -129,7 +132,7 @@ static void append_news(struct relay_pair *pair)
       used -= sizeof *event;
   }
   if (pair->connected_pending)
-    append(pair, SLUICE_RELAY_CONNECTED);
+    append(pair, SLUICE_RELAY_CONNECTED)->tag = pair->attempt;
   pair->connected_pending = false;
   if (pair->half_pending && !pair->closed)
     append_half(pair);
@@ -166,10 +169,11 @@ bool relay_reports_room(void)
 void relay_report_accepted(struct relay_pair *pair, uint32_t tag, const struct sluice_relay_accepted *ends)
 {
   struct sluice_relay_event *event = append(pair, SLUICE_RELAY_ACCEPTED);
-  event->listener = tag;
+  event->tag = tag;
   memcpy(event + 1, ends, sizeof *ends);
   lengthen(event, sizeof *ends);
-  append_first_bytes(pair, event);
+  if (pair->listening)
+    append_first_bytes(pair, event);
   urgent = true;
   if (pair->half_pending && !pair->closed)
     append_half(pair);
@@ -178,7 +182,7 @@ void relay_report_accepted(struct relay_pair *pair, uint32_t tag, const struct s
 void relay_report_unlistened(uint32_t tag)
 {
   struct relay_pair nobody = {.fd = {-1, -1}};
-  append(&nobody, SLUICE_RELAY_UNLISTENED)->listener = tag;
+  append(&nobody, SLUICE_RELAY_UNLISTENED)->tag = tag;
   urgent = true;
 }
 

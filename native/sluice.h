@@ -130,7 +130,7 @@ struct sluice_relay_event { /* 48 bytes, then `length` bytes and padding up to t
   uint32_t idle_ms;    /* milliseconds since the last byte */
   uint64_t bytes_in;   /* taken from the client and delivered to the target's socket */
   uint64_t bytes_out;  /* taken from the target and delivered to the client's socket */
-  uint32_t listener;   /* ACCEPTED, UNLISTENED: its tag */
+  uint32_t tag;        /* ACCEPTED, UNLISTENED: the listener's; CONNECTED, REFUSED: the attempt */
   uint32_t length;
   uint64_t unused;
 };
@@ -158,9 +158,10 @@ int sluice_relay_stats(uint64_t id, struct sluice_relay_event *out);
 int sluice_relay_keepalive(uint64_t id, int idle_s, int interval_s, int count);
 int sluice_relay_stop(void);
 
-/* Accepts on a listening TCP socket, which is the library's from the call on, also when it fails. For each connection the
- * first bytes are read and told (ACCEPTED, BYTES, ids from 2^48 on); then it waits, unread, for one of the four that follow. */
-int sluice_relay_listen(uint32_t tag, int fd);
+/* Accepts on a listening TCP socket, which is the library's from the call on, also when it fails. Each connection is told
+ * (ACCEPTED, ids from 2^48 on), with reads = 1 also its first bytes, as soon as there are some (BYTES); then it waits, unread,
+ * for one of the four calls that follow. */
+int sluice_relay_listen(uint32_t tag, int fd, int reads);
 /* Closes the listening socket; UNLISTENED follows. -ENOENT: no such listener. */
 int sluice_relay_unlisten(uint32_t tag);
 /* 0: no listener accepts until it is called with 1; the kernel queues meanwhile. */
@@ -169,8 +170,9 @@ int sluice_relay_accept(int on);
 int sluice_relay_more(uint64_t id);
 /* Connects the client to a target, numeric address and port or an absolute path of a unix socket; CONNECTED or REFUSED
  * follows. The first call hands over what goes to the target first (n bytes, copied); they are kept until a target is
- * connected. `from`: numeric source address or NULL. Called again before CONNECTED it gives up the target before. */
-int sluice_relay_dial(uint64_t id, const char *address, uint16_t port, const char *from, const void *to_target, uint32_t n);
+ * connected. `from`: numeric source address or NULL. Called again before CONNECTED it gives up the target before; with an
+ * empty address it does only that. CONNECTED and REFUSED repeat `attempt`, since they may cross with such a call. */
+int sluice_relay_dial(uint64_t id, uint32_t attempt, const char *address, uint16_t port, const char *from, const void *to_target, uint32_t n);
 /* Gives the client's descriptor back to the caller, who owns it from then on; nothing more is told of it. Before the first
  * dial only. -ENOENT: it is gone. */
 int sluice_relay_take(uint64_t id);
