@@ -170,6 +170,7 @@ void relay_report_accepted(struct relay_pair *pair, uint32_t tag, const struct s
 {
   struct sluice_relay_event *event = append(pair, SLUICE_RELAY_ACCEPTED);
   event->tag = tag;
+  event->descriptor = (uint32_t)pair->fd[SLUICE_CLIENT];
   memcpy(event + 1, ends, sizeof *ends);
   lengthen(event, sizeof *ends);
   if (pair->listening)

@@ -132,7 +132,8 @@ struct sluice_relay_event { /* 48 bytes, then `length` bytes and padding up to t
   uint64_t bytes_out;  /* taken from the target and delivered to the client's socket */
   uint32_t tag;        /* ACCEPTED, UNLISTENED: the listener's; CONNECTED, REFUSED: the attempt */
   uint32_t length;
-  uint64_t unused;
+  uint32_t descriptor; /* ACCEPTED: the lowest number that was free, so it says how many are in use */
+  uint32_t unused;
 };
 
 struct sluice_relay_accepted { /* 40 bytes */

@@ -18,6 +18,7 @@ const signatures = {
   sluice_raise_nofile: { args: [], returns: 'i32' },
   sluice_send_syn: { args: ['i32', 'ptr', 'u16', 'ptr', 'u16'], returns: 'i32' },
   sluice_connect: { args: ['ptr', 'u16'], returns: 'i32' },
+  sluice_connect_from: { args: ['ptr', 'u16', 'ptr'], returns: 'i32' },
   sluice_connect_unix: { args: ['ptr'], returns: 'i32' },
   sluice_keepalive: { args: ['i32', 'i32', 'i32', 'i32'], returns: 'i32' },
   sluice_ct_start: { args: ['i32', 'u32', 'u32', 'ptr', 'i32'], returns: 'i32' },
@@ -30,6 +31,13 @@ const signatures = {
   sluice_relay_add: { args: ['u64', 'i32', 'i32', 'ptr', 'u32', 'ptr', 'u32'], returns: 'i32' },
   sluice_relay_close: { args: ['u64', 'i32', 'u32'], returns: 'i32' },
   sluice_relay_stats: { args: ['u64', 'ptr'], returns: 'i32' },
+  sluice_relay_keepalive: { args: ['u64', 'i32', 'i32', 'i32'], returns: 'i32' },
+  sluice_relay_listen: { args: ['u32', 'i32', 'i32'], returns: 'i32' },
+  sluice_relay_unlisten: { args: ['u32'], returns: 'i32' },
+  sluice_relay_accept: { args: ['i32'], returns: 'i32' },
+  sluice_relay_more: { args: ['u64'], returns: 'i32' },
+  sluice_relay_dial: { args: ['u64', 'u32', 'ptr', 'u16', 'ptr', 'ptr', 'u32'], returns: 'i32' },
+  sluice_relay_take: { args: ['u64'], returns: 'i32' },
   sluice_relay_stop: { args: [], returns: 'i32' },
 } as const
 

@@ -11,12 +11,17 @@ export function connectEnd(end: End, address: string | undefined, port: number, 
     path === undefined
       ? native().sluice_connect(ptr(cString(address!)), port)
       : native().sluice_connect_unix(ptr(cString(path)))
-  if (fd < 0) return { error: ERRNO[-fd] }
+  if (fd < 0) return { error: errnoCode(-fd) }
+  // `open` came during the call: connected already (unix, loopback), or `drain` will tell.
+  if (!adopt(end, fd)) return { error: 'ENOBUFS' }
+  return path !== undefined || isConnected(end) ? 'connected' : 'connecting'
+}
+
+/** Gives an end a socket of Bun's for a descriptor, which is Bun's from then on. */
+export function adopt(end: End, fd: number): boolean {
   // Its promise says nothing that the handlers do not.
   Bun.connect({ fd, allowHalfOpen: true, data: end, socket: handlers }).catch(ignore)
-  // `open` came during the call: connected already (unix, loopback), or `drain` will tell.
-  if (!end.socket) return { error: 'ENOBUFS' }
-  return path !== undefined || isConnected(end) ? 'connected' : 'connecting'
+  return end.socket !== null
 }
 
 export const isConnected = (end: End) => end.socket!.remotePort !== undefined
@@ -46,6 +51,8 @@ const ERRNO: Record<number, string> = {
   111: 'ECONNREFUSED',
   113: 'EHOSTUNREACH',
 }
+
+export const errnoCode = (errno: number): string | undefined => ERRNO[errno]
 
 /** What this machine lacks is nothing against the target. */
 const OURS = new Set<string | undefined>(['ENOMEM', 'ENFILE', 'EMFILE', 'EADDRNOTAVAIL', 'ENOBUFS'])

@@ -172,7 +172,9 @@ export class Connection extends Timed implements Owner, Reported {
   }
 
   counts() {
-    return this.#bytes ?? this.attachment?.counts?.() ?? { bytesIn: this.client.received, bytesOut: this.client.sent }
+    const { client } = this
+    const carried = this.#bytes ?? this.attachment?.counts?.() ?? client.keeper?.counts()
+    return carried ?? { bytesIn: client.received, bytesOut: client.sent }
   }
 
   record(): ConnectionRecord {

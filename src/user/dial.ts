@@ -5,9 +5,10 @@ import { canonicalIp, formatEnd } from '../base/addresses.ts'
 import { DIAL_ADDRESSES_MAX, DIAL_TARGETS_MAX } from '../base/limits.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { Slot } from './balance.ts'
-import { connectEnd, isConnected, isOurs, type Began } from './connect.ts'
+import { connectEnd, isConnected, isOurs } from './connect.ts'
 import { of, type Attachment, type Connection } from './connection.ts'
 import { End, type Consumer } from './end.ts'
+import { headerFor } from './proxy-out.ts'
 
 /** Called with connection.target open. Shared functions, not closures. */
 export type OnOpen = (connection: Connection) => void
@@ -16,7 +17,8 @@ export class Dial implements Attachment {
   readonly #tried: Slot[] = []
   #slot!: Slot
   #addresses: string[] = []
-  #reason: CloseReason = 'target_unreachable'
+  /** Why the last target was not it. */
+  reason: CloseReason = 'target_unreachable'
   #startedAt = 0
   #released = false
 
@@ -36,7 +38,7 @@ export class Dial implements Attachment {
       this.#tried.length < DIAL_TARGETS_MAX
         ? connection.route!.balancer!.pick(connection.clientIp, this.#tried)
         : undefined
-    if (!slot) return connection.settle(this.#reason)
+    if (!slot) return connection.settle(this.reason)
     this.#tried.push(slot)
     this.#slot = connection.slot = slot
     slot.active++
@@ -66,7 +68,8 @@ export class Dial implements Attachment {
 
   /** Gives this target up for the next one. */
   skip(reason: CloseReason) {
-    this.#reason = reason
+    this.reason = reason
+    this.connection.client.keeper?.abandon()
     this.connection.target?.reset()
     this.next()
   }
@@ -75,14 +78,13 @@ export class Dial implements Attachment {
     this.#released = true
     if (this.#slot.failing) this.connection.services.dials.succeeded(this.connection, this.#slot, this.#startedAt)
     this.connection.attachment = null
-    this.connection.target!.consumer = waiting
+    if (this.connection.target) this.connection.target.consumer = waiting
     this.onOpen(this.connection)
   }
 
   failed(code: string | undefined) {
-    this.#reason =
-      code === 'ETIMEDOUT' ? 'connect_timeout' : REFUSED.has(code) ? 'target_refused' : 'target_unreachable'
-    if (!isOurs(code)) this.#failed(this.#reason)
+    this.reason = code === 'ETIMEDOUT' ? 'connect_timeout' : REFUSED.has(code) ? 'target_refused' : 'target_unreachable'
+    if (!isOurs(code)) this.#failed(this.reason)
     if (this.#addresses.length > 0) this.#attempt()
     else this.next()
   }
@@ -100,7 +102,7 @@ export class Dial implements Attachment {
     if (this.#released || slot !== this.#slot) return
     this.#addresses = [...new Set(addresses)].slice(0, DIAL_ADDRESSES_MAX)
     if (this.#addresses.length > 0) return this.#attempt()
-    this.#reason = 'target_unreachable'
+    this.reason = 'target_unreachable'
     this.next()
   }
 
@@ -108,16 +110,12 @@ export class Dial implements Attachment {
     const { connection } = this
     const { host, port } = this.#slot.target
     const to = port ?? connection.port
+    const address = host.kind === 'unix' ? host.path : this.#addresses.shift()!
+    connection.targetName = host.kind === 'unix' ? `unix:${address}` : formatEnd(address, to)
+    // How that goes will be heard; that the client has gone, too.
+    if (connection.client.keeper) return connection.client.keeper.dial(address, to, headerFor(connection))
     const target = (connection.target = new End(connection, dialing))
-    let began: Began
-    if (host.kind === 'unix') {
-      connection.targetName = `unix:${host.path}`
-      began = connectEnd(target, undefined, 0, host.path)
-    } else {
-      const address = this.#addresses.shift()!
-      connection.targetName = formatEnd(address, to)
-      began = connectEnd(target, address, to)
-    }
+    const began = host.kind === 'unix' ? connectEnd(target, undefined, 0, address) : connectEnd(target, address, to)
     if (began === 'connected') this.opened()
     else if (began !== 'connecting') this.failed(began.error)
   }

@@ -22,8 +22,27 @@ export interface Owner {
   crashed(error: unknown): void
 }
 
+/** In whose hands the socket of a client is before it has a target, where those are not Bun's. */
+export interface Keeper {
+  readonly id: number
+  /** Of a PROXY header for the target, which no count may include. */
+  readonly headerBytes: number
+  /** Begins a connection to a target, which gets `header` first, then what the client said. The Dial will hear how it went. */
+  dial(address: string, port: number, header: Uint8Array | null): void
+  /** Gives up the target that is being dialled. */
+  abandon(): void
+  /** What has flowed, where a target is connected and we have not heard of it yet. */
+  counts(): { bytesIn: number; bytesOut: number } | undefined
+  /** false: it does not know the client any more, which it has told or will tell in a moment. */
+  held(): boolean
+  /** The descriptor, for TypeScript; -1: the client has gone. */
+  take(): number
+  reset(): void
+}
+
 export class End {
   socket: Socket<End> | null = null
+  keeper: Keeper | null = null
   other: End | null = null
   /** Payload bytes taken from the network, and accepted by it. */
   received = 0
@@ -117,11 +136,13 @@ export class End {
 
   /** RST, at once. */
   reset(): void {
+    this.keeper?.reset()
     this.detach()?.terminate()
   }
 
   /** close(2): what the kernel has accepted is still delivered. */
   close(): void {
+    this.keeper?.reset()
     this.detach()?.end()
   }
 

@@ -6,17 +6,18 @@ import { ACCEPT_LOOK_MS } from '../base/limits.ts'
 import type { CheckResult, DialReport, HealthCheck, ToControl, WorkerPlan } from '../channel/messages.ts'
 import type { ConnectionEvents } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
-import type { UserRoute } from '../plan/types.ts'
+import type { PlannedListener, UserRoute } from '../plan/types.ts'
 import { Connection, type Services } from './connection.ts'
 import { Accepting } from './descriptors.ts'
 import { Dial } from './dial.ts'
 import { Dials } from './dials.ts'
 import type { End } from './end.ts'
 import { HealthChecks } from './health.ts'
-import { Listener, plainIp } from './listen.ts'
+import { canAccept, RelayAcceptor } from './accept.ts'
+import { Listener, plainIp, type Listening, type Reads } from './listen.ts'
 import { opening } from './opening.ts'
 import { chooseUnread, peek, readProxyHeader } from './peek.ts'
-import { leaveRelay, useRelay } from './relay.ts'
+import { leaveRelay, useRelay } from './relay-thread.ts'
 import { Reporter } from './report.ts'
 import { LiveRoute } from './route.ts'
 import { Counters, Everyone, NetworkList } from './security.ts'
@@ -47,7 +48,9 @@ export class UserPlane implements Services {
   spliced = 0
   readonly #idPrefix: string
   readonly #configFile: string | undefined
-  readonly #listeners = new Map<string, Listener>()
+  readonly #listeners = new Map<string, Listening>()
+  /** Stopped, and perhaps with a connection that is not known yet. */
+  readonly #leaving = new Set<Listening>()
   readonly #deadlines = new Set<Drain>()
   readonly #checks: HealthChecks
   readonly #accepting: Accepting
@@ -184,10 +187,15 @@ export class UserPlane implements Services {
       const routes = planned.routes.flatMap((name) => this.#routes.get(name) ?? [])
       const fd = descriptors.get(planned.descriptor)
       let listener = this.#listeners.get(planned.key)
+      const reads = readsBy(planned, routes)
       if (fd !== undefined) {
         descriptors.delete(planned.descriptor)
         if (listener) this.#unlisten(planned.key, listener)
-        listener = this.#open(planned, fd, problems)
+        listener = this.#open(planned, reads, fd, problems)
+      } else if (listener && listener.reads !== reads) {
+        const copy = native().sluice_dup(listener.anyDescriptor)
+        this.#unlisten(planned.key, listener)
+        listener = this.#open(planned, reads, copy, problems)
       }
       if (!listener) {
         if (fd === undefined)
@@ -225,23 +233,29 @@ export class UserPlane implements Services {
     tell?.({ paused, limit })
   }
 
-  #open(planned: WorkerPlan['listeners'][number], fd: number, problems: Problem[]): Listener | undefined {
+  #open(planned: PlannedListener, reads: Reads, fd: number, problems: Problem[]): Listening | undefined {
     try {
-      const listener = new Listener(planned, planned.descriptor, fd, (from, socket) => this.#accept(from, socket))
+      const listener =
+        reads !== 'typescript' && canAccept(this)
+          ? new RelayAcceptor(planned, this, fd, reads, (...one) => this.#choose(...one))
+          : new Listener(planned, fd, (from, socket) => this.#accept(from, socket))
       this.#listeners.set(planned.key, listener)
       if (this.#accepting.paused) listener.pause()
       return listener
     } catch (error) {
-      native().sluice_close(fd)
       for (const route of planned.routes)
         problems.push({ route, message: `Cannot listen on ${planned.key}: ${(error as Error).message}` })
       return undefined
     }
   }
 
-  #unlisten(key: string, listener: Listener) {
-    listener.stop()
+  #unlisten(key: string, listener: Listening) {
     this.#listeners.delete(key)
+    this.#leaving.add(listener)
+    void listener.stop().then(() => {
+      this.#leaving.delete(listener)
+      this.left()
+    })
   }
 
   #accept(listener: Listener, socket: Socket<End>) {
@@ -251,8 +265,12 @@ export class UserPlane implements Services {
     const connection = new Connection(this, ip, socket.remotePort ?? 0, local, listener.plan.port, opening)
     connection.client.socket = socket
     socket.data = connection.client
+    this.#choose(listener, connection, socket.fd)
+  }
+
+  #choose(listener: Listening, connection: Connection, descriptor: number) {
     try {
-      if (this.#accepting.isTooLate(socket.fd)) {
+      if (this.#accepting.isTooLate(descriptor)) {
         this.reporter.refused(listener.routes[0]?.name ?? '', 'descriptors')
         connection.discard()
       } else if (!listener.trusted.empty && listener.trusted.has(connection.clientBytes))
@@ -262,7 +280,7 @@ export class UserPlane implements Services {
     } catch (error) {
       connection.crashed(error)
     }
-    this.#accepting.accepted(socket.fd)
+    this.#accepting.accepted(descriptor)
   }
 
   close(id: string, reason: CloseReason): boolean {
@@ -337,7 +355,7 @@ export class UserPlane implements Services {
 
   left() {
     this.#accepting.left()
-    if (!this.#stopped || this.#over || this.table.size > 0) return
+    if (!this.#stopped || this.#over || this.table.size > 0 || this.#leaving.size > 0) return
     this.#over = true
     for (const drain of this.#deadlines) this.timers.disarm(drain)
     this.#deadlines.clear()
@@ -352,6 +370,13 @@ export class UserPlane implements Services {
 function softLimit(): number {
   const limit = native().sluice_raise_nofile()
   return limit > 0 ? limit : Infinity
+}
+
+/** The relay thread accepts where connections are forwarded as they are, at least some, or where the first bytes decide. */
+function readsBy(planned: PlannedListener, routes: readonly LiveRoute[]): Reads {
+  if (planned.peek) return 'thread'
+  const spliced = planned.trusted.length > 0 || routes.some((route) => route.plan.carrier === 'splice')
+  return spliced ? 'thread-when-asked' : 'typescript'
 }
 
 class Drain extends Timed {

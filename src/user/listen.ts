@@ -9,24 +9,52 @@ import { NetworkList } from './security.ts'
 
 export type OnAccept = (listener: Listener, socket: Socket<End>) => void
 
-export class Listener {
+/** Who reads what a client says first: Bun's sockets, or the relay thread, at once or when it is asked to. */
+export type Reads = 'typescript' | 'thread' | 'thread-when-asked'
+
+/** A listening socket, whoever accepts on it. */
+export abstract class Listening {
   routes: readonly LiveRoute[] = []
   /** Senders whose connections begin with a PROXY header. */
   trusted = NOBODY
+
+  constructor(
+    public plan: PlannedListener,
+    readonly reads: Reads,
+  ) {}
+
+  /** Some descriptor of it, -1 when it has none. */
+  abstract readonly anyDescriptor: number
+  /** Accepts no more; the kernel completes handshakes and keeps them in the backlog. */
+  abstract pause(): void
+  abstract resume(): void
+  /** Closes the listening socket; its connections go on. Resolves when the last one that came to it is known. */
+  abstract stop(): Promise<void>
+}
+
+const NOBODY = new NetworkList([])
+
+/** One on which Bun accepts. */
+export class Listener extends Listening {
   /** null: it is paused. */
   #listening: TCPSocketListener<Listener> | null
   /** The same socket once more. Bun stops accepting only by closing its descriptor, and a second one is needed for that at a
    *  moment when no more are to be had. */
   #second: number
 
-  /** Owns the descriptor from here on. Throws when it is no listening socket. */
+  /** Owns the descriptor from here on, also when it throws: it is no listening socket. */
   constructor(
-    public plan: PlannedListener,
-    readonly descriptor: number,
+    plan: PlannedListener,
     fd: number,
     readonly onAccept: OnAccept,
   ) {
-    this.#listening = this.#listen(fd)
+    super(plan, 'typescript')
+    try {
+      this.#listening = this.#listen(fd)
+    } catch (error) {
+      native().sluice_close(fd)
+      throw error
+    }
     this.#second = native().sluice_dup(fd)
   }
 
@@ -34,12 +62,10 @@ export class Listener {
     return Bun.listen<Listener>({ fd, allowHalfOpen: true, data: this, socket: acceptHandlers })
   }
 
-  /** Some descriptor of it, -1 when it has none. */
   get anyDescriptor(): number {
     return this.#second
   }
 
-  /** Accepts no more; the kernel completes handshakes and keeps them in the backlog. */
   pause() {
     if (this.#second < 0) return
     this.#listening?.stop(false)
@@ -52,10 +78,10 @@ export class Listener {
     this.#second = native().sluice_dup(this.#second)
   }
 
-  /** Closes the listening socket; its connections go on. */
-  stop() {
+  stop(): Promise<void> {
     this.#listening?.stop(false)
     if (this.#second >= 0) native().sluice_close(this.#second)
+    return Promise.resolve()
   }
 
   localEnd(socket: Socket<End>): string {
@@ -63,8 +89,6 @@ export class Listener {
     return formatEnd(address === '::' || address === '0.0.0.0' ? plainIp(socket.localAddress) : address, port)
   }
 }
-
-const NOBODY = new NetworkList([])
 
 /** Shared by all listeners: until it is accepted, a socket's data is its Listener. */
 const acceptHandlers = {

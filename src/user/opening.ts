@@ -22,7 +22,7 @@ export const opening: Consumer = {
 export function leftEarly(end: End) {
   const connection = of(end)
   const action = connection.route?.plan.action
-  if (end.heldBytes > 0 || (action?.type === 'forward' && action.allowHalfOpen))
+  if (end.received > 0 || (action?.type === 'forward' && action.allowHalfOpen))
     return connection.attachment?.clientEnded?.()
   if (!connection.tls) connection.settle('closed_before_data')
   else connection.settle('finished', true)

@@ -71,7 +71,7 @@ function viewOf(connection: Connection, timers: Timers): Swept {
     client: sideOf(client),
     // Before the two are joined, the target may be one that has just failed.
     target: client.other && target ? sideOf(target) : 'none',
-    held: attachment?.held?.(),
+    held: attachment?.held?.() ?? client.keeper?.held(),
     armed: connection.due > 0,
     overdueMs: timers.overdueMs(connection),
     openMs: Date.now() - openedAt,
