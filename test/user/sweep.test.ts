@@ -166,6 +166,7 @@ test('G16: the relay loses a connection: the sweep ends it', async () => {
   socket.write('no TLS')
   await heard
   const connection = only(bench)
+  while (connection.state !== 'open') await Bun.sleep(1)
   expect(connection.attachment!.held!()).toBe(true)
   // As if its last event had never come.
   const { attachment } = connection
