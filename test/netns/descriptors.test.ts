@@ -4,11 +4,13 @@ import { expect, test } from 'bun:test'
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { slowness } from '../support.ts'
+import { carriers, echo } from './carriers.ts'
 import { forward, Gateway, until } from './gateway.ts'
 import { Lab } from './lab.ts'
 import { echoBackend, Talker } from './traffic.ts'
 
 const LIMIT = 256
+const CLIENTS = 200
 
 const openIn = (pid: number) => readdirSync(`/proc/${pid}/fd`).length
 /** Of its threads, in user and kernel, in clock ticks of 10 ms (proc_pid_stat(5)). */
@@ -29,62 +31,67 @@ const limited = {
   through: ['setpriv', '--bounding-set', '-sys_resource', 'prlimit', `--nofile=${LIMIT}:${LIMIT}`],
 }
 
-test('more clients than descriptors: all wait unharmed, and all are served as others leave', async () => {
-  await using lab = await Lab.create()
-  const echo = echoBackend(lab.backend)
-  const to = [{ host: lab.backend.address4, port: echo.port }]
-  await using gateway = await Gateway.start(
-    lab,
-    [forward('one', 8401, to, { forwardingEngine: 'user' }), forward('other', 8402, to, { forwardingEngine: 'user' })],
-    limited,
-  )
-  const { pid, descriptorsMax } = (await gateway.status()).worker
-  expect(descriptorsMax).toBe(LIMIT)
+const carried = (await carriers()).filter(({ name }) => name === 'user' || name === 'splice')
 
-  const clients = await Promise.all(
-    Array.from({ length: 200 }, (_, i) => Talker.connect(lab.client, lab.gateway.clientSide4, 8401 + (i % 2))),
-  )
-  const answered = new Set<Talker>()
-  const answers = clients.map((client) => client.say('hello', 60_000).then(() => void answered.add(client)))
-  await until(async () => (await gateway.status()).worker.accepting === false, 5000, 'accepting has paused')
-  const paused = await load(pid)
-  const [served, descriptors] = [answered.size, openIn(pid)]
-  console.log(
-    `${served} of 200 served, ${descriptors} of ${LIMIT} descriptors, ${(paused * 100).toFixed(0)} % of a core`,
-  )
-  expect(served).toBeGreaterThan(50)
-  expect(served).toBeLessThan(150)
-  expect(descriptors).toBeLessThan(LIMIT)
-  // Spinning in accept takes three quarters of one.
-  expect(paused).toBeLessThan(0.4 * slowness)
-  expect(clients.filter((client) => client.ended)).toEqual([])
+for (const carrier of carried)
+  test(`more clients than descriptors, ${carrier.name}: all wait unharmed, and all are served as others leave`, async () => {
+    await using lab = await Lab.create()
+    const target = carrier.listen(lab.backend, echo)
+    const to = { host: lab.backend.address4, port: target.port }
+    const routes = [8401, 8402].map((port) => carrier.route(`on-${port}`, port, to))
+    await using gateway = await Gateway.start(lab, routes, limited)
+    const { pid, descriptorsMax } = (await gateway.status()).worker
+    expect(descriptorsMax).toBe(LIMIT)
 
-  // As they are answered they leave, and make room.
-  await Promise.all(clients.map((client, i) => answers[i]!.then(() => client.close())))
-  expect(answered.size).toBe(200)
-  const records = await gateway.recordsOf(200)
-  expect(new Set(records.map((record) => record.reason))).toEqual(new Set(['finished']))
-  const status = await until(
-    async () => {
-      const status = await gateway.status()
-      return status.worker.accepting && status
-    },
-    5000,
-    'accepting goes on',
-  )
-  expect(status.worker.restarts).toBe(0)
-  expect(status.worker.acceptPauses).toBeGreaterThan(0)
-  const lines = gateway.logText().split('\n')
-  expect(lines.filter((line) => line.includes('Accepting pauses')).length).toBe(status.worker.acceptPauses)
-  expect(lines.filter((line) => line.includes('Accepting goes on')).length).toBe(status.worker.acceptPauses)
-}, 120_000)
+    const clients = await Promise.all(
+      Array.from({ length: CLIENTS }, (_, i) => carrier.connect(lab.client, lab.gateway.clientSide4, 8401 + (i % 2))),
+    )
+    for (const client of clients) client.write('hello')
+    await until(async () => (await gateway.status()).worker.accepting === false, 5000, 'accepting has paused')
+    const paused = await load(pid)
+    const served = clients.filter((client) => client.heard.endsWith('hello')).length
+    const descriptors = openIn(pid)
+    console.log(
+      `${carrier.name}: ${served} of ${CLIENTS} served, ${descriptors} of ${LIMIT} descriptors, ${(paused * 100).toFixed(0)} % of a core`,
+    )
+    expect(served).toBeGreaterThan(50)
+    expect(served).toBeLessThan(150)
+    expect(descriptors).toBeLessThan(LIMIT)
+    // Spinning in accept takes three quarters of one.
+    expect(paused).toBeLessThan(0.4 * slowness)
+    expect(clients.filter((client) => client.over)).toEqual([])
+
+    // As they are answered they leave, and make room.
+    await Promise.all(
+      clients.map(async (client) => {
+        await until(() => client.heard.endsWith('hello'), 60_000, 'it is served')
+        client.finish()
+        expect(await client.gone).toBe('closed')
+      }),
+    )
+    const records = await gateway.recordsOf(CLIENTS)
+    expect(new Set(records.map((record) => record.reason))).toEqual(new Set(['finished']))
+    const status = await until(
+      async () => {
+        const status = await gateway.status()
+        return status.worker.accepting && status
+      },
+      5000,
+      'accepting goes on',
+    )
+    expect(status.worker.restarts).toBe(0)
+    expect(status.worker.acceptPauses).toBeGreaterThan(0)
+    const said = (words: string) => gateway.logText().split(words).length - 1
+    expect(said('Accepting pauses')).toBe(status.worker.acceptPauses)
+    expect(said('Accepting goes on')).toBe(status.worker.acceptPauses)
+  }, 120_000)
 
 test('a handler that opens files without end: accepting pauses, does not spin, and goes on when they are closed', async () => {
   await using lab = await Lab.create()
-  const echo = echoBackend(lab.backend)
+  const target = echoBackend(lab.backend)
   await using gateway = await Gateway.start(
     lab,
-    [forward('echo', 8401, [{ host: lab.backend.address4, port: echo.port }], { forwardingEngine: 'user' })],
+    [forward('echo', 8401, [{ host: lab.backend.address4, port: target.port }], { forwardingEngine: 'user' })],
     limited,
   )
   writeFileSync(
@@ -102,7 +109,7 @@ test('a handler that opens files without end: accepting pauses, does not spin, a
   )
   const { pid } = (await gateway.status()).worker
   await gateway.putRoutes([
-    forward('echo', 8401, [{ host: lab.backend.address4, port: echo.port }], { forwardingEngine: 'user' }),
+    forward('echo', 8401, [{ host: lab.backend.address4, port: target.port }], { forwardingEngine: 'user' }),
     {
       name: 'hoarder',
       match: { ports: 8403 },
