@@ -1,11 +1,12 @@
 // `make bench`: compares gateways on a real kernel.
 //
 //   bun test/netns/inside.ts bun test/bench/bench.ts [CASE...] [--runs 5] [--seconds 3] [--json FILE] [--program FILE] [--profile]
+//                                                  [--with perf|strace]
 //
 // A case runs its subject and its peer in turn, A B A B, each run in a fresh lab, and compares pair by pair: two figures
 // that were taken one after the other on a shared machine say more than two medians. CPU is the busy time of the whole
 // machine, because the kernel's part of forwarding belongs to no process. The JSON has the seconds of each thread of the
-// gateway beside it (--profile prints them).
+// gateway beside it (--profile prints them; --with looks deeper, and spoils the figures).
 import { appendFileSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -17,6 +18,7 @@ import { describeMachine, prepare, quiet } from './machine.ts'
 import { profile } from './profile.ts'
 import { type Comparison, compare } from './statistics.ts'
 import type { Subject } from './subjects.ts'
+import { TOOLS } from './tools.ts'
 
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,
@@ -25,12 +27,15 @@ const { values: options, positionals } = parseArgs({
     seconds: { type: 'string', default: '3' },
     json: { type: 'string' },
     program: { type: 'string' },
+    with: { type: 'string' },
     profile: { type: 'boolean', default: false },
     list: { type: 'boolean', default: false },
   },
 })
 const runs = number('runs', options.runs, 1, 100)
 const seconds = number('seconds', options.seconds, 0.2, 60)
+const tool = TOOLS.get(options.with ?? '')
+if (options.with && !tool) fail(`--with takes ${[...TOOLS.keys()].join(' or ')}`)
 const known = cases(
   options.program ? [options.program] : [process.execPath, join(import.meta.dir, '../../src/main.ts')],
 )
@@ -77,6 +82,7 @@ async function compareSubjects(one: Case): Promise<string[][]> {
       const figures = one.load.metrics.map((m) => `${figure(m.of(sample))} ${m.name}`).join(', ')
       const noise = othersShare > 0.1 ? `  (others kept ${Math.round(othersShare * 100)} % of the machine)` : ''
       console.log(`  ${i}/${times} ${subject.name.padEnd(24)} ${figures}${noise}`)
+      for (const line of sample.seen ?? []) console.log(`      ${line}`)
       if (options.profile) for (const line of profile(sample, one.load.unit)) console.log(`      ${line}`)
       record({ case: one.name, run: i, subject: subject.name, ...sample, othersShare })
     }
@@ -107,7 +113,8 @@ async function measure(one: Case, subject: Subject): Promise<{ sample: Sample; o
     startBackend(lab, request.length)
     const { pid: gateway, stop } = await subject.start(lab, directory, one.load.connections)
     const othersShare = await quiet()
-    const sample = await one.load.run({ lab, host: subject.entry(lab), request, seconds, gateway })
+    const look = tool && ((pid: number) => tool(pid, seconds, directory))
+    const sample = await one.load.run({ lab, host: subject.entry(lab), request, seconds, gateway, look })
     await stop()
     return { sample, othersShare }
   } finally {

@@ -47,6 +47,8 @@ export interface Context {
   seconds: number
   /** The gateway's first process; null when the kernel alone is the gateway. */
   gateway: number | null
+  /** Looks at the gateway while it is measured. */
+  look?(gateway: number): Promise<string[]>
 }
 
 export interface Load<S extends Sample = Sample> {
@@ -75,6 +77,8 @@ export interface Sample {
   /** Of the gateway, during the measured seconds. */
   threads: ThreadTime[]
   machine: MachineTime
+  /** What was seen by looking deeper. */
+  seen?: string[]
 }
 
 /** What the traffic programs print, and the processor time beside it. */
@@ -223,15 +227,22 @@ async function traffic(context: Context, name: Program, args: (string | number)[
   let output = ''
   let before = timesOf(null)
   let after = before
+  let seen: Promise<string[]> | undefined
   const decoder = new TextDecoder()
   for await (const bytes of child.stdout) {
     output += decoder.decode(bytes, { stream: true })
-    if (output === MEASURING) before = timesOf(context.gateway)
-    else after = timesOf(context.gateway)
+    if (output === MEASURING) {
+      before = timesOf(context.gateway)
+      if (context.gateway !== null) seen = context.look?.(context.gateway)
+    } else after = timesOf(context.gateway)
   }
   if ((await child.exited) !== 0) throw new Error(`${name}: ${(await problems).trim()}`)
   if (!output.startsWith(MEASURING)) throw new Error(`${name}: did not say when it measures`)
-  const sample = { ...(JSON.parse(output.slice(MEASURING.length)) as Traffic), ...spent(before, after) }
+  const sample = {
+    ...(JSON.parse(output.slice(MEASURING.length)) as Traffic),
+    ...spent(before, after),
+    seen: await seen,
+  }
   if (sample.bytes === 0) throw new Error(`${name}: not one byte came through`)
   if (sample.failed > FAILED_SHARE_MAX * sample.connections + 1)
     throw new Error(`${name}: ${sample.failed} of ${sample.connections} failed, last: ${sample.lastError}`)
