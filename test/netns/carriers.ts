@@ -167,6 +167,10 @@ export async function descriptors(pid: number): Promise<Record<string, number>> 
   return counts
 }
 
+/** Not one descriptor of any kind more. Fewer may be: those who asked control for something keep their sockets for a while. */
+export const isWithin = (now: Record<string, number>, before: Record<string, number>) =>
+  Object.entries(now).every(([kind, count]) => count <= (before[kind] ?? 0))
+
 export interface Carrier {
   name: 'kernel' | 'splice' | 'user' | 'terminate' | 're-encrypt'
   /** What the record says. */
