@@ -54,6 +54,7 @@ if (unknown.length > 0) fail(`no such case: ${unknown.join(', ')}; --list shows 
 
 console.log(`${describeMachine()}; ${runs} runs of ${seconds} s\n`)
 record({ machine: describeMachine(), runs, seconds, at: new Date().toISOString() })
+const startedAt = performance.now()
 const summary: string[][] = []
 let failures = 0
 for (const one of wanted) {
@@ -69,6 +70,7 @@ for (const one of wanted) {
   }
 }
 printTable([['case', 'metric', 'subject', 'peer', 'ratio', 'lowest–highest'], ...summary])
+console.log(`\n${((performance.now() - startedAt) / 60_000).toFixed(1)} minutes`)
 process.exit(failures > 0 ? 1 : 0)
 
 async function compareSubjects(one: Case): Promise<string[][]> {
