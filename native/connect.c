@@ -2,6 +2,7 @@
  * that closing it takes the SYN back. Bun's own connect can be neither timed out nor aborted. */
 #define _GNU_SOURCE
 #include "sluice.h"
+#include "relay_parts.h"
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
@@ -31,7 +32,9 @@ static int bind_from(int fd, const char *from) {
 
 int sluice_connect(const char *address, uint16_t port) { return sluice_connect_from(address, port, NULL); }
 
-int sluice_connect_from(const char *address, uint16_t port, const char *from) {
+int sluice_connect_from(const char *address, uint16_t port, const char *from) { return sluice_connect_saying(address, port, from, 0); }
+
+int sluice_connect_saying(const char *address, uint16_t port, const char *from, int at_once) {
   struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(port)};
   struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
   int is4 = inet_pton(AF_INET, address, &v4.sin_addr) == 1;
@@ -40,6 +43,9 @@ int sluice_connect_from(const char *address, uint16_t port, const char *from) {
   if (fd < 0) return -errno;
   int one = 1;
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  /* The ACK that ends the handshake then goes out with the first bytes. */
+  int zero = 0;
+  if (at_once) setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &zero, sizeof zero);
   int bound = from ? bind_from(fd, from) : 0;
   if (bound < 0) {
     close(fd);

@@ -239,14 +239,15 @@ static void refused(struct relay_pair *pair, int error)
   relay_report(pair, true);
 }
 
-static void connected(struct relay_pair *pair)
+/* What was seen of the client so far still holds; the target is new, and its first edges are these events. */
+static void connected(struct relay_pair *pair, uint32_t events)
 {
   pair->phase = RELAY_CARRYING;
   pair->error = 0;
   pair->half_pending = pair->refused_pending = false;
-  /* Try before the first edge: what is there to be read may have come long ago. */
-  for (int side = 0; side < 2; side++)
-    pair->readable[side] = pair->writable[side] = true;
+  pair->readable[SLUICE_TARGET] = (events & (EPOLLIN | EPOLLRDHUP)) != 0;
+  pair->hung_up[SLUICE_TARGET] = (events & EPOLLRDHUP) != 0;
+  pair->writable[SLUICE_CLIENT] = pair->writable[SLUICE_TARGET] = true;
   pair->connected_pending = true;
   relay_report(pair, false);
   relay_run_later(pair);
@@ -273,7 +274,8 @@ void relay_dial_target(struct relay_pair *pair, struct relay_dial *dial)
   }
   bool path = dial->address[0] == '/';
   int fd = path ? sluice_connect_unix(dial->address)
-                : sluice_connect_from(dial->address, dial->port, dial->from[0] ? dial->from : NULL);
+                : sluice_connect_saying(dial->address, dial->port, dial->from[0] ? dial->from : NULL,
+                                        pair->from[SLUICE_CLIENT].held != NULL);
   free(dial);
   if (fd < 0)
     return refused(pair, -fd);
@@ -283,7 +285,7 @@ void relay_dial_target(struct relay_pair *pair, struct relay_dial *dial)
   if (error)
     refused(pair, error);
   else if (path)
-    connected(pair);
+    connected(pair, EPOLLIN); /* it was connected before it was watched: try */
 }
 
 static void notice_client(struct relay_pair *pair, uint32_t events)
@@ -307,13 +309,11 @@ static void notice_target(struct relay_pair *pair, uint32_t events)
 {
   if (pair->phase != RELAY_DIALING)
     return;
-  if (events & EPOLLRDHUP)
-    pair->hung_up[SLUICE_TARGET] = true;
   if (events & (EPOLLERR | EPOLLHUP)) {
     int error = relay_socket_error(pair->fd[SLUICE_TARGET]);
     refused(pair, error ? error : ECONNREFUSED);
   } else if (events & EPOLLOUT)
-    connected(pair);
+    connected(pair, events);
 }
 
 void relay_notice_opening(struct relay_pair *pair, int side, uint32_t events)

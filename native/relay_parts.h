@@ -133,6 +133,9 @@ int relay_watch(int fd, uint64_t token);
 void relay_run_later(struct relay_pair *pair);
 void relay_finish(struct relay_pair *pair, int side, int error, bool reset);
 
+/* connect.c: at_once = 1: the first bytes follow as soon as it is connected. */
+int sluice_connect_saying(const char *address, uint16_t port, const char *from, int at_once);
+
 /* relay_accept.c */
 extern atomic_bool relay_accept_wanted;
 int relay_prepare_listener(struct relay_listener *listener, int fd); /* also for callers: touches only its arguments */
