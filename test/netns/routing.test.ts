@@ -3,8 +3,8 @@
 import { expect, test } from 'bun:test'
 import { captureHello } from '../user/hellos.ts'
 import { Lab, type Namespace } from './lab.ts'
-import { forward, Gateway, listening, until } from './gateway.ts'
-import { crowd, echoBackend, Talker, visitors } from './traffic.ts'
+import { forward, Gateway, listening, NftStub, until } from './gateway.ts'
+import { crowd, echoBackend, Talker, visit, visitors } from './traffic.ts'
 
 const passthrough = { tls: { mode: 'passthrough' } }
 const named = (domains: string | string[], rest: object = {}) => ({ match: { domains }, ...rest })
@@ -170,6 +170,32 @@ test('E9: 50 updates of the routes at once, under traffic: nobody is reset, the 
   const reasons = new Set(gateway.records().map((record) => record.reason))
   expect([...reasons].filter((reason) => !['finished', 'no_route', 'client_reset'].includes(reason!))).toEqual([])
   expect((await gateway.status()).anomalies).toBe(0)
+}, 60_000)
+
+test('E9: changes while the kernel is still being started are not taken back, and each starts from the one before', async () => {
+  await using lab = await Lab.create()
+  using stub = new NftStub('sleep 0.2')
+  const backend = echoBackend(lab.backend)
+  const to = [{ host: lab.backend.address4, port: backend.port }]
+  const version = (i: number) => [forward(`v${i}`, 8400, to)]
+  await using gateway = await Gateway.start(lab, version(0), { env: stub.env, ready: (routes) => routes.length > 0 })
+  const names = async () => (await gateway.routes()).map(({ name }) => name)
+  let last = 0
+  do expect((await gateway.putRoutes(version(++last))).status).toBe(200)
+  while ((await gateway.status()).kernel.phase !== 'ready')
+  await gateway.settled(30_000)
+  expect(await names()).toEqual([`v${last}`])
+  console.log(`${last} changes while the kernel was being started`)
+
+  // What is reloaded at the same moment counts for what is put: neither takes the other back.
+  const few = forward('few', 8402, to, {}, { match: { clientIps: ['203.0.113.0/24'] } })
+  gateway.write([few], { defaults: { target: to[0] } })
+  const both = [gateway.reload()]
+  both.push(until(async () => (await names()).includes('few'), 5000, 'the reload counts').then(() => gateway.putRoutes([few, ...version(last)]))) // prettier-ignore
+  expect((await Promise.all(both)).map(({ status }) => status)).toEqual([200, 200])
+  await gateway.settled()
+  expect(await names()).toEqual(['few', `v${last}`, '_default'])
+  await visit(lab.client, lab.gateway.clientSide4, 8402)
 }, 60_000)
 
 test('E10: ports are added and removed: shared ones stay while a route needs them, one in use is told, nobody else notices', async () => {
