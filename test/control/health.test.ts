@@ -94,8 +94,8 @@ test('E7: checks have the defaults, the names that clients would use, and go whe
     { resolved: { 'db.internal': ['10.0.1.1', '10.0.1.2'] } },
   ) // prettier-ignore
   expect(checks.length).toBe(1)
-  const usual = { type: 'tcp', name: null, intervalMs: 5000, timeoutMs: 2000 }
-  const named = { type: 'tls', name: 'db.internal', intervalMs: 1000, timeoutMs: 300 }
+  const usual = { type: 'tcp', name: null, sendProxyProtocol: null, intervalMs: 5000, timeoutMs: 2000 }
+  const named = { ...usual, type: 'tls', name: 'db.internal', intervalMs: 1000, timeoutMs: 300 }
   expect(checks[0]).toEqual([
     { ...usual, route: 'plain', endpoint: '10.0.0.1:8080', host: '10.0.0.1', port: 8080 },
     { ...usual, route: 'plain', endpoint: '[fd00::1]:8080', host: 'fd00::1', port: 8080 },
