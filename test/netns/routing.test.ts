@@ -181,8 +181,12 @@ test('E9: changes while the kernel is still being started are not taken back, an
   await using gateway = await Gateway.start(lab, version(0), { env: stub.env, ready: (routes) => routes.length > 0 })
   const names = async () => (await gateway.routes()).map(({ name }) => name)
   let last = 0
-  do expect((await gateway.putRoutes(version(++last))).status).toBe(200)
-  while ((await gateway.status()).kernel.phase !== 'ready')
+  do {
+    // Many at once, so that one is being carried out at whatever moment the kernel becomes ready.
+    const puts = Array.from({ length: 20 }, () => gateway.putRoutes(version(++last)))
+    expect(new Set((await Promise.all(puts)).map(({ status }) => status))).toEqual(new Set([200]))
+    for (let look = 0; look < 10; look++) expect(await names()).toEqual([`v${last}`])
+  } while ((await gateway.status()).kernel.phase !== 'ready')
   await gateway.settled(30_000)
   expect(await names()).toEqual([`v${last}`])
   console.log(`${last} changes while the kernel was being started`)
