@@ -33,6 +33,8 @@ interface Case {
   /** What the target does; 'nobody' refuses, 'hole' is silent. */
   target?: Behaviour | 'nobody' | 'hole'
   action?: object
+  /** Where the one target of the case is not enough. */
+  targets?(to: { host: string; port: number }): object[]
   rest?: object
   /** Where it cannot hold, and why. */
   not?: Partial<Record<Name, string>>
@@ -54,8 +56,9 @@ class Place {
     readonly targetPort: number,
   ) {}
 
-  connect(options: ConnectOptions = {}): Promise<Peer> {
-    return this.carrier.connect(lab.client, lab.gateway.clientSide4, this.port, options)
+  connect({ family = 4, ...options }: ConnectOptions & { family?: 4 | 6 } = {}): Promise<Peer> {
+    const host = family === 4 ? lab.gateway.clientSide4 : lab.gateway.clientSide6
+    return this.carrier.connect(lab.client, host, this.port, options)
   }
 
   /** Connects without minding whether that works. */
@@ -111,6 +114,22 @@ class Place {
   }
 }
 
+/** What the kernel may keep of one direction at each of four sockets; newer ones take up to 32 MiB by default. */
+const SOCKET_BYTES_MAX = 2 * MIB
+/** More than these four, and what is between them. */
+const STALLED_BYTES = 16 * MIB
+
+/** Waits until numbers stop to change: three looks, a tenth of a second apart. */
+async function settledAt(look: () => number[]) {
+  let [before, same] = [look(), 0]
+  while (same < 3) {
+    await Bun.sleep(100)
+    const now = look()
+    same = Bun.deepEquals(now, before) ? same + 1 : 0
+    before = now
+  }
+}
+
 const seconds = (ms: number) => `${(ms / 1000).toFixed(1)} s`
 
 /** Says what comes after a line. */
@@ -158,6 +177,11 @@ const CASES: Case[] = [
       expect(listed).toMatchObject(same)
       peer.stream('up', bytes)
       await until(() => peer.received === bytes + 7, 10_000, 'everything has come back')
+      const counted = async () => {
+        const [one] = await place.listed()
+        return one!.bytesIn >= bytes && one!.bytesOut >= bytes
+      }
+      await until(counted, SETTLE_MS, 'it is listed with its bytes while it lives')
       peer.finish()
       await peer.gone
       const { records } = await place.over(1)
@@ -425,6 +449,170 @@ const CASES: Case[] = [
     },
   },
   {
+    rows: 'G1, E2',
+    name: 'first bytes that come one by one, over IPv6',
+    target: echo,
+    async run(place) {
+      const peer = await place.connect({ mute: true, family: 6 })
+      const text = place.carrier.tls ? Buffer.alloc(0) : Buffer.from('words')
+      for (const byte of Buffer.concat([place.carrier.hello, text])) {
+        peer.write(Buffer.of(byte))
+        // A segment each: what is written within a turn of the loop may go as one.
+        await Bun.sleep(0)
+      }
+      // The handshake that would follow is not this client's business: its hello was understood when it is answered.
+      await until(() => peer.received >= 5, SETTLE_MS, 'it is answered')
+      if (place.carrier.tls) peer.reset()
+      else {
+        expect(peer.heard).toBe('words')
+        peer.finish()
+        await peer.gone
+      }
+      const { records } = await place.over(1)
+      expect(records[0]).toMatchObject({
+        client: expect.stringMatching(/^\[fd00:99:1::2\]:\d+$/),
+        listener: `[${lab.gateway.clientSide6}]:${place.port}`,
+        reason: place.carrier.tls ? 'handshake_failed' : 'finished',
+      })
+    },
+  },
+  {
+    rows: 'G3, E7',
+    name: 'a target that refuses costs no client its connection where there is another: its first bytes are kept',
+    target: echo,
+    targets: (to) => [{ host: to.host, port: CLOSED_PORT }, to],
+    not: { kernel: 'a SYN is forwarded to one target, and its answer is the client’s' },
+    async run(place) {
+      for (let i = 0; i < 4; i++) {
+        const peer = await place.connect()
+        peer.stream('up', 50_000)
+        peer.finish()
+        await peer.gone
+        expect(peer.digest()).toBe(digestOf('up', 50_000))
+      }
+      const { records } = await place.over(4)
+      for (const record of records)
+        expect(record).toMatchObject({ reason: 'finished', target: `${lab.backend.address4}:${place.targetPort}` })
+    },
+  },
+  {
+    rows: 'M4',
+    name: 'close ID ends it at both ends, also in the middle of a transfer; the others stay',
+    target: (peer) => {
+      echo(peer)
+      peer.stream('down', 1e12)
+    },
+    async run(place) {
+      const peers = [await place.connect(), await place.connect()]
+      await until(() => peers.every((peer) => peer.received > MIB), SETTLE_MS, 'both are in the middle of it')
+      const [victim, other] = peers as [Peer, Peer]
+      const listed = await until(
+        async () => {
+          const found = await place.listed()
+          return found.length === 2 && found
+        },
+        SETTLE_MS,
+        'both are listed',
+      )
+      const { id } = listed.find((one) => one.client.endsWith(`:${victim.socket!.localPort}`))!
+      expect((await gateway.close(id)).status).toBe(200)
+      await until(() => victim.over && place.target.live().length === 1, SETTLE_MS, 'both ends have been told')
+      expect(victim.errorCode).toBe('ECONNRESET')
+      const before = other.received
+      await until(() => other.received > before + MIB, SETTLE_MS, 'the other goes on')
+      other.reset()
+      const { records, reasons } = await place.over(2)
+      expect([records[0]!.id, ...reasons]).toEqual([id, 'killed', 'client_reset'])
+    },
+  },
+  {
+    rows: 'G10, H9',
+    name: 'a drained route: nobody new, who is there may finish, who does not is cut',
+    target: echo,
+    slow: true,
+    async run(place) {
+      const [quick, slow] = [(await place.admitted())!, (await place.admitted())!]
+      const drained = await gateway.ask('/v1/drain', 'POST', { route: place.route, for: '2s' })
+      expect(drained).toMatchObject({ status: 200 })
+      // Also for those of a target, the kernel is told within the call.
+      expect(await place.admitted()).toBeNull()
+      place.count('draining')
+      quick.write(' and bye')
+      await until(() => quick.heard === 'hi and bye', SETTLE_MS, 'it is served still')
+      quick.finish()
+      await quick.gone
+      await until(() => slow.over && place.target.live().length === 0, LATE_MS, 'what is left is cut')
+      expect((await place.over(2)).reasons).toEqual(['finished', 'drained'])
+      expect(await gateway.ask('/v1/drain', 'POST', { route: place.route, undo: true })).toMatchObject({ status: 200 })
+      const again = await until(() => place.admitted(), SETTLE_MS, 'it takes connections again')
+      again.finish()
+      await place.over(3)
+    },
+  },
+  {
+    rows: 'G9',
+    name: 'a reader that stops: its writer waits, nothing is kept in between, and all of it comes in the end',
+    target: (peer) => {
+      peer.onData = (_, bytes) => {
+        if (bytes.toString().startsWith('stop')) return peer.socket!.pause()
+        peer.stream('down', STALLED_BYTES)
+        peer.onData = undefined
+      }
+    },
+    async run(place) {
+      const before = await workerRss()
+      const readers = await Promise.all(Array.from({ length: 4 }, () => place.connect()))
+      for (const peer of readers) {
+        peer.write('send')
+        peer.socket!.pause()
+      }
+      const senders = await Promise.all(Array.from({ length: 2 }, () => place.connect()))
+      for (const peer of senders) peer.write('stop')
+      await until(() => place.target.peers.length === 6, SETTLE_MS, 'all are there')
+      await until(
+        () => place.target.peers.filter((peer) => peer.sent > MIB / 4).length === 4,
+        SETTLE_MS,
+        'the target has begun',
+      )
+      for (const peer of senders) peer.stream('up', STALLED_BYTES)
+      await settledAt(() => [...place.target.peers, ...senders].map((peer) => peer.sent))
+      const sent = [...place.target.peers, ...senders].map((peer) => peer.sent)
+      const grown = (await workerRss()) - before
+      console.log(
+        `${place.route}: ${mib(Math.max(...sent))} of ${mib(STALLED_BYTES)} left a sender at most, RSS grew by ${mib(grown)}`,
+      )
+      expect(Math.max(...sent)).toBeLessThan(STALLED_BYTES)
+      expect(grown).toBeLessThan(24 * MIB)
+      for (const peer of readers) peer.socket!.resume()
+      await until(() => readers.every((peer) => peer.received === STALLED_BYTES), 30_000, 'all of it has come')
+      expect(readers.map((peer) => peer.digest())).toEqual(readers.map(() => digestOf('down', STALLED_BYTES)))
+      for (const peer of [...readers, ...senders]) peer.reset()
+      const { reasons } = await place.over(6)
+      expect(reasons).toEqual(reasons.map(() => 'client_reset'))
+    },
+  },
+  {
+    rows: 'G15, G16',
+    name: 'a client that vanishes without a word is noticed, and its target is told',
+    target: echo,
+    rest: { keepAlive: { idle: '1s', interval: '1s', count: 2 } },
+    not: { kernel: 'the gateway has no socket that could ask; the route’s idle ends it' },
+    slow: true,
+    async run(place) {
+      const peer = (await place.admitted())!
+      const port = peer.socket!.localPort
+      await lab.gateway.nft(
+        `table inet vanish-${port} { chain in { type filter hook input priority 0; tcp sport ${port} drop; };
+         chain out { type filter hook output priority 0; tcp dport ${port} drop; }; }`,
+      )
+      await until(() => place.target.live().length === 0, LATE_MS, 'the target is told')
+      const { reasons } = await place.over(1)
+      expect(reasons).toEqual(['client_reset'])
+      await lab.gateway.nft(`delete table inet vanish-${port}`)
+      peer.reset()
+    },
+  },
+  {
     rows: 'G15',
     name: 'keepalive at both ends',
     target: echo,
@@ -646,6 +834,11 @@ const key = (one: Case, carrier: Carrier) => `${[LASTING, ...CASES].indexOf(one)
 
 beforeAll(async () => {
   lab = await Lab.create()
+  for (const namespace of lab.namespaces)
+    namespace.setSysctl({
+      'net.ipv4.tcp_rmem': `4096 131072 ${SOCKET_BYTES_MAX}`,
+      'net.ipv4.tcp_wmem': `4096 16384 ${SOCKET_BYTES_MAX}`,
+    })
   await lab.backend.nft(
     `table inet hole { chain in { type filter hook input priority 0; tcp dport ${HOLES}-${HOLES + 999} drop; }; }`,
   )
@@ -660,13 +853,9 @@ beforeAll(async () => {
         const targetPort = behave === 'hole' ? HOLES + number : target.port
         const place = new Place(carrier, key(one, carrier), 8000 + number, target, targetPort)
         places.set(place.route, place)
-        return carrier.route(
-          place.route,
-          place.port,
-          { host: lab.backend.address4, port: targetPort },
-          one.action,
-          one.rest,
-        )
+        const to = { host: lab.backend.address4, port: targetPort }
+        const action = { ...one.action, ...(one.targets ? { targets: one.targets(to) } : {}) }
+        return carrier.route(place.route, place.port, to, action, one.rest)
       }),
   )
   gateway = await Gateway.start(lab, routes)

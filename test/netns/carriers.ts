@@ -179,6 +179,8 @@ export interface Carrier {
   tls: boolean
   /** The target is asked for as soon as the client is accepted: nothing has to be read. */
   immediate: boolean
+  /** What a client begins with where its first bytes decide; empty where they do not. */
+  hello: Uint8Array
   /** Bytes of the client that count beside the payload. */
   prefix: number
   route(name: string, port: number, target: { host: string; port: number }, action?: object, rest?: object): object
@@ -222,8 +224,15 @@ export async function carriers(): Promise<Carrier[]> {
     (name, port, target, more = {}, rest = {}) =>
       forward(name, port, [target], { ...action, ...more }, { ...rest, match })
 
-  const plain = { tls: false, immediate: true, prefix: 0, listen: listen(0), connect: connectPlain() }
-  const secure = { ...plain, tls: true, immediate: false, connect: connectTls }
+  const plain = {
+    tls: false,
+    immediate: true,
+    hello: new Uint8Array(0),
+    prefix: 0,
+    listen: listen(0),
+    connect: connectPlain(),
+  }
+  const secure = { ...plain, tls: true, immediate: false, hello, connect: connectTls }
   const user = 'user' as const
   return [
     { ...plain, name: 'kernel', carrier: 'kernel', route: route({ forwardingEngine: 'nftables' }) },
@@ -232,6 +241,7 @@ export async function carriers(): Promise<Carrier[]> {
       name: 'splice',
       carrier: 'splice',
       immediate: false,
+      hello,
       prefix: hello.length,
       route: route({ tls: { mode: 'passthrough' } }, { domains: NAME }),
       listen: listen(hello.length),

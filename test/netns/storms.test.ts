@@ -262,7 +262,7 @@ for (const [name, reason] of [
     const carrier = of(name)
     await using lab = await Lab.create()
     const target = carrier.listen(lab.backend, echo)
-    const rest = { timeouts: { firstByte: '6s', handshake: '6s' } }
+    const rest = { timeouts: { firstByte: '4s', handshake: '4s' } }
     const to = { host: lab.backend.address4, port: target.port }
     await using gateway = await Gateway.start(lab, [carrier.route('slow', 8400, to, {}, rest)])
     const hello = await helloBytes(lab)
