@@ -13,8 +13,8 @@ export function matchesName(pattern: string, name: string | undefined): boolean 
   if (name === undefined) return false
   const star = pattern.lastIndexOf('*')
   if (star < 0) return pattern === name
-  if (star === 0) return name.length >= pattern.length && name.endsWith(pattern.slice(1))
-  return isSpelled(pattern, name)
+  if (name.length < pattern.length || !name.endsWith(pattern.slice(star + 1))) return false
+  return star === 0 || (name.startsWith(pattern.slice(0, pattern.indexOf('*'))) && isSpelled(pattern, name))
 }
 
 /** In time proportional to both lengths, whatever the pattern: names come from clients. */

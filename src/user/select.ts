@@ -32,7 +32,7 @@ export function selectRoute<T extends Choice>(
 ): T | undefined {
   let best: T | undefined
   let bestFit = -1
-  for (const route of routes) {
+  for (const route of first === 'unread' ? routes : candidates(routes, name)) {
     if (best && (route.priority !== best.priority || route.narrowest < bestFit)) break
     if (!speaks(route, first)) continue
     const fit = fitOf(route.domains, first, name)
@@ -45,6 +45,59 @@ export function selectRoute<T extends Choice>(
   }
   return best
 }
+
+// ---- of thousands, those that can match ----
+
+/** Where each route stands in the list, by what its patterns say. */
+interface Index {
+  exact: Map<string, number[]>
+  /** Of "*.example.com": ".example.com". */
+  below: Map<string, number[]>
+  /** Any name, none, or a "*" elsewhere. */
+  others: number[]
+}
+
+/** Fewer are looked at faster than looked up. */
+const INDEXED_MIN = 16
+/** false: seen once. A list of one connection's own, behind a proxy, is not worth an index. */
+const indexes = new WeakMap<readonly Choice[], Index | false>()
+
+/** The routes that can match this name, still in the plan's order. */
+function candidates<T extends Choice>(routes: readonly T[], name: string | undefined): readonly T[] {
+  if (routes.length < INDEXED_MIN) return routes
+  let index = indexes.get(routes)
+  if (!index) {
+    indexes.set(routes, index === undefined ? false : (index = indexOf(routes)))
+    if (!index) return routes
+  }
+  const found = [...index.others]
+  if (name !== undefined) {
+    found.push(...(index.exact.get(name) ?? []))
+    for (let dot = name.indexOf('.'); dot >= 0; dot = name.indexOf('.', dot + 1))
+      found.push(...(index.below.get(name.slice(dot)) ?? []))
+  }
+  return found.sort((a, b) => a - b).map((at) => routes[at]!)
+}
+
+function indexOf(routes: readonly Choice[]): Index {
+  const index: Index = { exact: new Map(), below: new Map(), others: [] }
+  const add = (map: Map<string, number[]>, key: string, at: number) => {
+    const list = map.get(key)
+    if (list) list.push(at)
+    else map.set(key, [at])
+  }
+  routes.forEach(({ domains }, at) => {
+    if (domains.length === 0 || domains.some(isOther)) return void index.others.push(at)
+    for (const pattern of domains)
+      if (pattern.startsWith('*')) add(index.below, pattern.slice(1), at)
+      else add(index.exact, pattern, at)
+  })
+  return index
+}
+
+const isOther = (pattern: string) => pattern.includes('*') && (pattern.lastIndexOf('*') > 0 || pattern[1] !== '.')
+
+// ---- one route ----
 
 function speaks(route: Choice, first: FirstBytes): boolean {
   if (first === 'unread') return true
