@@ -105,6 +105,13 @@ test('E8: what matches no route goes to defaults.target, unread; without one it 
   const metrics = await lab.gateway.must(['curl', '-s', '--unix-socket', gateway.socket, 'http://sluice/metrics'])
   expect(metrics).toMatch(/^sluice_\w+\{.*route="_default".*\} 5$/m)
 
+  const drain = (undo: boolean) => gateway.ask<{ status: number }>('/v1/drain', 'POST', { route: '_default', undo })
+  expect((await drain(false)).status).toBe(200)
+  expect(await told(lab.client, host, 8443, hello)).toBeNull()
+  expect(await told(lab.client, host, 8443, await helloOf('a.test'))).toBe('a')
+  expect((await drain(true)).status).toBe(200)
+  expect(await told(lab.client, host, 8443, hello)).toBe('rest')
+
   // Its own security is that of the defaults, as for every route without one.
   gateway.write(routes, { defaults: { ...defaults, security: { ipBlockList: ['10.99.1.3'] } } })
   expect((await gateway.reload()).status).toBe(200)
@@ -122,7 +129,7 @@ test('E8: what matches no route goes to defaults.target, unread; without one it 
   gateway.write(routes, { defaults: {} })
   expect(await gateway.reload()).toMatchObject({ status: 200, changes: { removed: ['_default'] } })
   await gateway.settled()
-  await closed(gateway, 9)
+  await closed(gateway, 11)
   const heard = rest.heard.length
   const rapid = Array.from({ length: 20 }, (_, i) =>
     i % 2 === 0
@@ -131,7 +138,7 @@ test('E8: what matches no route goes to defaults.target, unread; without one it 
   )
   expect(new Set(await Promise.all(rapid))).toEqual(new Set([null]))
   await nobodyIsLeft(gateway)
-  const unmatched = (await closed(gateway, 29)).slice(9)
+  const unmatched = (await closed(gateway, 31)).slice(11)
   expect(new Set(unmatched.map((record) => `${record.route} ${record.reason}`))).toEqual(new Set([' no_route']))
   expect(rest.heard.length).toBe(heard)
   expect((await gateway.status()).anomalies).toBe(0)

@@ -93,6 +93,27 @@ test('I5 I6 I8: limits refuse the one too many and free its slot', async () => {
   expect(Object.fromEntries(bench.refused)).toEqual({ route_limit: 2, route_ip_limit: 1, route_rate: 2, blocked: 1 })
 })
 
+test('I6: a burst never has more than its limit, not for a moment; what is refused has no record', async () => {
+  let [now, most, accepted] = [0, 0, 0]
+  const port = await server((socket) => {
+    accepted++
+    most = Math.max(most, ++now)
+    socket.on('close', () => now--)
+    socket.pipe(socket)
+  })
+  const bench = await open([route('r', { action: forward(port), security: { maxConnections: 10 } })])
+  const clients = Array.from({ length: 200 }, () => client(bench.port))
+  const over = clients.map(gone)
+  while ((bench.refused.get('route_limit') ?? 0) < 190) await Bun.sleep(1)
+  expect(bench.plane.size).toBe(10)
+  for (const socket of clients) socket.destroy()
+  await Promise.all(over)
+  await bench.settle(10)
+  bench.plane.reporter.flush()
+  expect(Object.fromEntries(bench.refused)).toEqual({ route_limit: 190 })
+  expect([most <= 10, accepted <= 10, bench.settled.length, bench.plane.size]).toEqual([true, true, 10, 0])
+})
+
 test('I5, I7: the limits of all routes together, over what user space carries; a close makes room', async () => {
   const to = await echo()
   const bench = await open([route('a', { action: forward(to) }), route('b', { action: forward(to) })], {
