@@ -143,6 +143,15 @@ int relay_enter_accepted(struct relay_pair *pair)
   return result;
 }
 
+/* For the thread: as many pairs as there may be. */
+bool relay_is_full(void)
+{
+  pthread_mutex_lock(&shared.lock);
+  bool full = shared.count >= relay_accept_pairs;
+  pthread_mutex_unlock(&shared.lock);
+  return full;
+}
+
 /* For the thread, with a pair that is forgotten. A caller may have given a command just before that; then the list
  * still holds the pair, and it is freed when the thread comes across it there. */
 void relay_free(struct relay_pair *pair)
@@ -384,11 +393,13 @@ int sluice_relay_unlisten(uint32_t tag)
   return listener ? 0 : -ENOENT;
 }
 
-int sluice_relay_accept(int on)
+int sluice_relay_accept(uint32_t pairs, int below)
 {
-  relay_accept_wanted = on != 0;
+  bool switched = (pairs > 0) != (relay_accept_pairs > 0);
+  relay_accept_pairs = pairs;
+  relay_accept_below = below;
   pthread_mutex_lock(&shared.lock);
-  if (shared.running)
+  if (shared.running && switched)
     listeners_changed();
   pthread_mutex_unlock(&shared.lock);
   return 0;

@@ -7,6 +7,7 @@
 #include "relay_parts.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdlib.h>
@@ -16,7 +17,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-atomic_bool relay_accept_wanted = true;
+/* How far accepting goes: to so many pairs, and to descriptors below that. */
+atomic_uint relay_accept_pairs = RELAY_PAIRS_MAX;
+atomic_int relay_accept_below = INT_MAX;
 
 static int epoll;
 static bool accepting;
@@ -42,7 +45,7 @@ int relay_prepare_listener(struct relay_listener *listener, int fd)
 void relay_accept_start(int epoll_fd)
 {
   epoll = epoll_fd;
-  accepting = relay_accept_wanted = true;
+  accepting = relay_accept_pairs > 0;
   paused_until_ms = 0;
   closing_waits = false;
 }
@@ -81,7 +84,7 @@ static void close_listener(struct relay_listener *listener)
  * goes here. */
 void relay_listeners_changed(void)
 {
-  set_accepting(relay_accept_wanted && paused_until_ms == 0);
+  set_accepting(relay_accept_pairs > 0 && paused_until_ms == 0);
   relay_each_listener(watch_new_listener);
   closing_waits = true;
   while (relay_reports_room()) {
@@ -120,7 +123,7 @@ void relay_accept_again(int64_t now_ms)
   if (paused_until_ms == 0 || now_ms < paused_until_ms)
     return;
   paused_until_ms = 0;
-  set_accepting(relay_accept_wanted);
+  set_accepting(relay_accept_pairs > 0);
 }
 
 /* ---- a client arrives ---- */
@@ -176,12 +179,17 @@ void relay_accept_some(struct relay_listener *listener, int64_t now_ms)
   for (int i = 0; i < RELAY_ACCEPTS_MAX && accepting; i++) {
     if (!relay_reports_room())
       return pause_accepting(now_ms + 1); /* TypeScript is behind: so are new clients */
+    /* Many can come before TypeScript has heard of the first: each of them still needs a descriptor for its target. */
+    if (relay_is_full())
+      return pause_accepting(now_ms + RELAY_ACCEPT_PAUSE_MS);
     struct sockaddr_storage peer;
     socklen_t size = sizeof peer;
     int fd = accept4(listener->fd, (struct sockaddr *)&peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd >= 0)
+    if (fd >= 0) {
       welcome(fd, listener, &peer);
-    else if (errno == EAGAIN)
+      if (fd >= relay_accept_below)
+        return pause_accepting(now_ms + RELAY_ACCEPT_PAUSE_MS);
+    } else if (errno == EAGAIN)
       return;
     else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
       return pause_accepting(now_ms + RELAY_ACCEPT_PAUSE_MS);

@@ -117,6 +117,7 @@ struct relay_command {
 struct relay_command relay_next_command(void);
 bool relay_forget(struct relay_pair *pair);
 int relay_enter_accepted(struct relay_pair *pair);
+bool relay_is_full(void);
 struct relay_listener *relay_next_to_close(bool all);
 void relay_each_listener(void (*visit)(struct relay_listener *listener));
 struct relay_held *relay_hold(const void *bytes, uint32_t n);
@@ -137,7 +138,8 @@ void relay_finish(struct relay_pair *pair, int side, int error, bool reset);
 int sluice_connect_saying(const char *address, uint16_t port, const char *from, int at_once);
 
 /* relay_accept.c */
-extern atomic_bool relay_accept_wanted;
+extern atomic_uint relay_accept_pairs;
+extern atomic_int relay_accept_below;
 int relay_prepare_listener(struct relay_listener *listener, int fd); /* also for callers: touches only its arguments */
 void relay_accept_start(int epoll_fd);
 void relay_accept_stop(void);

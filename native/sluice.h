@@ -165,8 +165,9 @@ int sluice_relay_stop(void);
 int sluice_relay_listen(uint32_t tag, int fd, int reads);
 /* Closes the listening socket; UNLISTENED follows. -ENOENT: no such listener. */
 int sluice_relay_unlisten(uint32_t tag);
-/* 0: no listener accepts until it is called with 1; the kernel queues meanwhile. */
-int sluice_relay_accept(int on);
+/* Listeners accept while there are fewer pairs than that, and get descriptors below that; the kernel queues meanwhile. It holds
+ * until the next call, also for a thread that starts later. */
+int sluice_relay_accept(uint32_t pairs, int below);
 /* Reads on: BYTES follows when there is more. */
 int sluice_relay_more(uint64_t id);
 /* Connects the client to a target, numeric address and port or an absolute path of a unix socket; CONNECTED or REFUSED

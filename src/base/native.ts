@@ -34,7 +34,7 @@ const signatures = {
   sluice_relay_keepalive: { args: ['u64', 'i32', 'i32', 'i32'], returns: 'i32' },
   sluice_relay_listen: { args: ['u32', 'i32', 'i32'], returns: 'i32' },
   sluice_relay_unlisten: { args: ['u32'], returns: 'i32' },
-  sluice_relay_accept: { args: ['i32'], returns: 'i32' },
+  sluice_relay_accept: { args: ['u32', 'i32'], returns: 'i32' },
   sluice_relay_more: { args: ['u64'], returns: 'i32' },
   sluice_relay_dial: { args: ['u64', 'u32', 'ptr', 'u16', 'ptr', 'ptr', 'u32'], returns: 'i32' },
   sluice_relay_take: { args: ['u64'], returns: 'i32' },

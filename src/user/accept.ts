@@ -45,14 +45,12 @@ export class RelayAcceptor extends Listening implements RelayListener {
     return this.#stopped.promise
   }
 
-  // The thread knows one state for all its listeners, and so does the plane.
+  // The thread has one bound for all its listeners: see bound().
   pause() {
-    native().sluice_relay_accept(0)
+    native().sluice_relay_accept(0, 0)
   }
 
-  resume() {
-    native().sluice_relay_accept(1)
-  }
+  resume() {}
 
   unlistened() {
     relayListeners.delete(this.#tag)
@@ -79,6 +77,14 @@ export class RelayAcceptor extends Listening implements RelayListener {
 }
 
 const addressOf = (bytes: Buffer) => (bytes.length === 4 ? formatIp(bytes) : canonicalIp(formatIp(bytes)))
+
+/** How far the thread goes by itself: many can come to it before the first of them is heard of here.
+ *  @param pairs connections that it may have, those that it was handed over among them. */
+export const bound = (pairs: number, descriptorsBelow: number) =>
+  native().sluice_relay_accept(Math.max(1, Math.min(pairs, UINT32_MAX)), Math.min(descriptorsBelow, INT32_MAX))
+
+const UINT32_MAX = 2 ** 32 - 1
+const INT32_MAX = 2 ** 31 - 1
 
 /** Whether the thread can have listeners. */
 export const canAccept = (services: Services) => relayRuns((message) => services.log('error', message))

@@ -18,6 +18,8 @@ export interface Pausing {
   free(below: number, enough: number): number
   pause(): void
   resume(): void
+  /** Until the next look accepting may go on by itself until so many are in use or promised. */
+  bound(descriptors: number): void
   /** The limit is another than before. */
   limited(): void
   now(): number
@@ -44,6 +46,7 @@ export class Accepting {
     // Not only what we count: a handler may have opened any number of files.
     if (this.paused) this.#tryAgain()
     else if (this.plane.promised() >= pauseAt || this.plane.free(pauseAt, 1) === 0) this.#pause()
+    else this.plane.bound(pauseAt)
   }
 
   /** A connection came. The kernel gives the lowest number that is free, so `descriptor` says how many there are in use. */
@@ -70,6 +73,7 @@ export class Accepting {
     if (this.plane.promised() > this.#resumeAt || this.plane.free(this.#pauseAt, gap) < gap) return
     this.paused = false
     this.plane.resume()
+    this.plane.bound(this.#pauseAt)
   }
 
   #pause() {

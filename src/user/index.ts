@@ -13,11 +13,11 @@ import { Dial } from './dial.ts'
 import { Dials } from './dials.ts'
 import type { End } from './end.ts'
 import { HealthChecks } from './health.ts'
-import { canAccept, RelayAcceptor } from './accept.ts'
+import { bound, canAccept, RelayAcceptor } from './accept.ts'
 import { Listener, plainIp, type Listening, type Reads } from './listen.ts'
 import { opening } from './opening.ts'
 import { chooseUnread, peek, readProxyHeader } from './peek.ts'
-import { leaveRelay, useRelay } from './relay-thread.ts'
+import { leaveRelay, parts, useRelay } from './relay-thread.ts'
 import { Reporter } from './report.ts'
 import { LiveRoute } from './route.ts'
 import { Counters, Everyone, NetworkList } from './security.ts'
@@ -87,8 +87,7 @@ export class UserPlane implements Services {
     })
     this.log = (level, message, fields) => out.log(level, message, fields)
     this.#accepting = new Accepting({
-      promised: () =>
-        this.table.size * DESCRIPTORS_EACH + this.#listeners.size * DESCRIPTORS_OF_LISTENER + this.#checks.running,
+      promised: () => this.table.size * DESCRIPTORS_EACH + this.#otherDescriptors,
       limit: softLimit,
       free: (below, enough) => this.#freeDescriptors(below, enough),
       pause: () => {
@@ -101,6 +100,7 @@ export class UserPlane implements Services {
         this.#logAccepting()
         this.#tellAccepting(out.accepting)
       },
+      bound: (descriptors) => this.#bound(descriptors),
       limited: () => this.#tellAccepting(out.accepting),
       now: () => performance.now(),
     })
@@ -218,6 +218,16 @@ export class UserPlane implements Services {
     const [listener] = this.#listeners.values()
     // Without one there is nothing to pause.
     return listener ? native().sluice_descriptors_free(listener.anyDescriptor, below, enough) : enough
+  }
+
+  get #otherDescriptors(): number {
+    return this.#listeners.size * DESCRIPTORS_OF_LISTENER + this.#checks.running
+  }
+
+  /** What the relay thread has, or may have, beside the connections that it has nothing to do with. */
+  #bound(descriptors: number) {
+    const elsewhere = Math.max(0, this.table.size - parts.size)
+    bound(Math.ceil((descriptors - this.#otherDescriptors) / DESCRIPTORS_EACH) - elsewhere, descriptors)
   }
 
   /** Once for each episode. */

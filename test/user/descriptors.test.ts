@@ -7,7 +7,7 @@ import { descriptors, later } from './plane.ts'
 
 /** A process with `limit` descriptors, of which others than connections have some. */
 function machine(limit: number) {
-  const state = { limit, connections: 0, others: 0, nowMs: 0, pauses: 0, resumes: 0, asked: 0 }
+  const state = { limit, connections: 0, others: 0, nowMs: 0, pauses: 0, resumes: 0, asked: 0, bound: 0 }
   const accepting = new Accepting({
     promised: () => state.connections * 2,
     limit: () => state.limit,
@@ -17,6 +17,7 @@ function machine(limit: number) {
     },
     pause: () => state.pauses++,
     resume: () => state.resumes++,
+    bound: (descriptors) => void (state.bound = descriptors),
     limited: () => {},
     now: () => state.nowMs,
   })
