@@ -139,6 +139,20 @@ for (const carrier of ['user', 'splice'] as const)
     })
   })
 
+test('G16: a client whose first bytes the relay thread waits for is left alone', async () => {
+  const bench = await open([route('f', { carrier: 'splice', action: forward(await echo()) })], { peek: true })
+  const socket = client(bench.port)
+  await connected(socket)
+  while (bench.plane.size === 0) await Bun.sleep(1)
+  expect(await twice(bench)).toBe(0)
+  expect(bench.plane.size).toBe(1)
+  const heard = new Promise((resolve) => socket.once('data', resolve))
+  socket.write('no TLS')
+  await heard
+  socket.destroy()
+  await bench.settle(1)
+})
+
 for (const side of ['client', 'target'] as const)
   test(`G16: the socket of the ${side} is torn out by hand: the sweep ends the other`, async () => {
     const over = Promise.withResolvers<void>()
