@@ -16,6 +16,7 @@ let tags = 0
 
 export class RelayAcceptor extends Listening implements RelayListener {
   readonly anyDescriptor: number
+  readonly #end: string
   readonly #tag = ++tags
   readonly #stopped = Promise.withResolvers<void>()
 
@@ -29,6 +30,7 @@ export class RelayAcceptor extends Listening implements RelayListener {
     readonly choose: (listener: Listening, connection: Connection, descriptor: number) => void,
   ) {
     super(plan, reads)
+    this.#end = formatEnd(plan.address, plan.port)
     this.anyDescriptor = native().sluice_dup(fd)
     relayListeners.set(this.#tag, this)
     const error = native().sluice_relay_listen(this.#tag, fd, reads === 'thread' ? 1 : 0)
@@ -57,18 +59,18 @@ export class RelayAcceptor extends Listening implements RelayListener {
     this.#stopped.resolve()
   }
 
-  accepted(event: RelayEvent, bytes: Buffer) {
-    const size = bytes[0] === 4 ? 4 : 16
-    const ip = addressOf(bytes.subarray(8, 8 + size))
+  accepted(event: RelayEvent) {
+    const { message, from } = event
+    const is4 = message[from] === 4
+    const ip = addressAt(message, from + 8, is4)
     const { address, port } = this.plan
-    const any = address === '::' || address === '0.0.0.0'
-    const local = formatEnd(any ? addressOf(bytes.subarray(24, 24 + size)) : address, port)
-    const connection = new Connection(this.services, ip, bytes.readUInt16LE(4), local, port, opening)
+    const local = isAny(address) ? formatEnd(addressAt(message, from + 24, is4), port) : this.#end
+    const connection = new Connection(this.services, ip, message.readUInt16LE(from + 4), local, port, opening)
     const keeper = new RelayKeeper(connection, event.id)
     try {
       this.choose(this, connection, event.descriptor)
-      const heard = bytes.length > ENDS_BYTES && connection.client.keeper === keeper
-      if (heard) keeper.heard(bytes.subarray(ENDS_BYTES))
+      const heard = event.to - from > ENDS_BYTES && connection.client.keeper === keeper
+      if (heard) keeper.heard(message.subarray(from + ENDS_BYTES, event.to))
       if (heard || this.reads !== 'thread') keeper.goOn()
     } catch (error) {
       connection.crashed(error)
@@ -76,7 +78,13 @@ export class RelayAcceptor extends Listening implements RelayListener {
   }
 }
 
-const addressOf = (bytes: Buffer) => (bytes.length === 4 ? formatIp(bytes) : canonicalIp(formatIp(bytes)))
+const isAny = (address: string) => address === '::' || address === '0.0.0.0'
+
+/** Made without a view of the bytes: those cost more than all the rest. */
+const addressAt = (message: Buffer, at: number, is4: boolean) =>
+  is4
+    ? `${message[at]}.${message[at + 1]}.${message[at + 2]}.${message[at + 3]}`
+    : canonicalIp(formatIp(message.subarray(at, at + 16)))
 
 /** How far the thread goes by itself: many can come to it before the first of them is heard of here.
  *  @param pairs connections that it may have, those that it was handed over among them. */

@@ -1,6 +1,7 @@
 // The life of one connection: accepted, admitted to a route, carried, settled. It owns both ends, the one deadline, and
 // whatever carries it at the moment; settle() is the only way out, works once, and leaves nothing behind.
 import { formatEnd, ipBytes } from '../base/addresses.ts'
+import { isoTime } from '../base/clock.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { Slot } from './balance.ts'
@@ -9,6 +10,7 @@ import type { ProxyHeader } from './peek/proxy-header.ts'
 import { End, type Consumer, type Owner } from './end.ts'
 import type { Reported, Reporter } from './report.ts'
 import type { LiveRoute } from './route.ts'
+import type { RouteTable } from './route-table.ts'
 import { refusalFor, type Everyone } from './security.ts'
 import { Timed, type Timers } from './timers.ts'
 
@@ -51,6 +53,8 @@ export class Connection extends Timed implements Owner, Reported {
   route: LiveRoute | null = null
   slot: Slot | null = null
   attachment: Attachment | null = null
+  /** While its first bytes are read: the routes that the listener had when it came. */
+  candidates: RouteTable<LiveRoute> | null = null
   carrier: 'splice' | 'user' = 'user'
   state: ConnectionRecord['state'] = 'opening'
   reason: CloseReason | undefined
@@ -187,7 +191,7 @@ export class Connection extends Timed implements Owner, Reported {
       listener: this.listener,
       target: this.targetName,
       state: this.state,
-      openedAt: new Date(this.openedAt).toISOString(),
+      openedAt: isoTime(this.openedAt),
       bytesIn,
       bytesOut,
     }
@@ -195,7 +199,7 @@ export class Connection extends Timed implements Owner, Reported {
     if (this.serverName !== undefined) record.serverName = this.serverName
     if (this.tls) record.tls = this.tls
     if (this.settled) {
-      record.closedAt = new Date(this.#closedAt).toISOString()
+      record.closedAt = isoTime(this.#closedAt)
       if (this.reason) record.reason = this.reason
     }
     return record

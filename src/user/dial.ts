@@ -111,7 +111,7 @@ export class Dial implements Attachment {
     const { host, port } = this.#slot.target
     const to = port ?? connection.port
     const address = host.kind === 'unix' ? host.path : this.#addresses.shift()!
-    connection.targetName = host.kind === 'unix' ? `unix:${address}` : formatEnd(address, to)
+    connection.targetName = host.kind !== 'name' && port !== null ? this.#slot.endpoint : formatEnd(address, to)
     // How that goes will be heard; that the client has gone, too.
     if (connection.client.keeper) return connection.client.keeper.dial(address, to, headerFor(connection))
     const target = (connection.target = new End(connection, dialing))

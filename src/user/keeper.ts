@@ -1,5 +1,6 @@
 // A client that the relay thread has accepted and holds while it has no target: its first bytes come up here, and from here it
 // is dialled for, or taken out of the thread's hands for what TypeScript does (TLS, handlers, redirects).
+import { TARGET_NAMES_MAX } from '../base/limits.ts'
 import { cString, native, ptr } from '../base/native.ts'
 import { errnoCode } from './connect.ts'
 import type { Connection } from './connection.ts'
@@ -44,10 +45,9 @@ export class RelayKeeper implements Keeper, RelayPart {
       const held = client.takeHeld()
       first = header || held.length > 1 ? Buffer.concat(header ? [header, ...held] : held) : (held[0] ?? NOTHING)
     }
-    const text = cString(address)
     const bytes = first.length > 0 ? ptr(first) : null
     // A client that has gone meanwhile will be heard of.
-    native().sluice_relay_dial(this.id, ++this.#attempt, ptr(text), port, null, bytes, first.length)
+    native().sluice_relay_dial(this.id, ++this.#attempt, ptr(addressText(address)), port, null, bytes, first.length)
   }
 
   abandon() {
@@ -79,11 +79,11 @@ export class RelayKeeper implements Keeper, RelayPart {
     this.connection.client.keeper = null
   }
 
-  event(event: RelayEvent, bytes: Buffer) {
+  event(event: RelayEvent) {
     const { connection } = this
     switch (event.kind) {
       case KIND.bytes:
-        this.heard(bytes)
+        this.heard(event.message.subarray(event.from, event.to))
         return this.goOn()
       case KIND.halfClosed:
         connection.client.ended = true
@@ -110,6 +110,18 @@ export class RelayKeeper implements Keeper, RelayPart {
   lost() {
     this.connection.settle('internal_error')
   }
+}
+
+/** Targets are few, their connections many. */
+const texts = new Map<string, Buffer>()
+
+function addressText(address: string): Buffer {
+  let text = texts.get(address)
+  if (!text) {
+    if (texts.size === TARGET_NAMES_MAX) texts.clear()
+    texts.set(address, (text = cString(address)))
+  }
+  return text
 }
 
 const NOTHING = new Uint8Array(0)

@@ -9,42 +9,44 @@ import { peekClientHello } from './peek/client-hello.ts'
 import { peekHttpHead } from './peek/http-head.ts'
 import { peekProxyHeader } from './peek/proxy-header.ts'
 import type { LiveRoute } from './route.ts'
+import { RouteTable } from './route-table.ts'
 import { selectRoute, type FirstBytes } from './select.ts'
+
+type Routes = RouteTable<LiveRoute>
 
 /** A trusted sender: its PROXY header comes before everything else, and says who the client is. A route that does not trust
  *  this sender gets none of its connections: its lists and limits would be the sender's to evade.
  *  @param peeks the listener reads a name after it. */
-export function readProxyHeader(connection: Connection, routes: readonly LiveRoute[], peeks: boolean) {
-  const trusting = routes.filter((route) => route.trusted.has(connection.clientBytes))
+export function readProxyHeader(connection: Connection, routes: Routes, peeks: boolean) {
+  const trusting = routes.all.filter((route) => route.trusted.has(connection.clientBytes))
   if (trusting.length === 0) return connection.settle('no_route')
-  routesOf.set(connection, trusting)
   connection.client.consumer = peeks ? headerThenName : headerOnly
-  arm(connection, trusting)
+  wait(connection, trusting.length === routes.all.length ? routes : new RouteTable(trusting))
 }
 
 /** Chooses a route by address alone. */
-export function chooseUnread(connection: Connection, routes: readonly LiveRoute[]) {
+export function chooseUnread(connection: Connection, routes: Routes) {
   choose(connection, routes, 'unread', undefined)
 }
 
 /** Reads first. The connection has a record once a route admits it, or once it ends without one. */
-export function peek(connection: Connection, routes: readonly LiveRoute[]) {
-  if (routes.length === 0) return connection.settle('no_route')
-  routesOf.set(connection, routes)
+export function peek(connection: Connection, routes: Routes) {
+  if (routes.all.length === 0) return connection.settle('no_route')
   connection.client.consumer = peeking
-  arm(connection, routes)
+  wait(connection, routes)
 }
 
-function arm(connection: Connection, routes: readonly LiveRoute[]) {
-  connection.arm(Math.max(0, ...routes.map((route) => route.plan.timeoutsMs.firstByte)), silent)
+/** With the patience of the most patient of them. */
+function wait(connection: Connection, routes: Routes) {
+  connection.candidates = routes
+  let ms = 0
+  for (const route of routes.all) ms = Math.max(ms, route.plan.timeoutsMs.firstByte)
+  connection.arm(ms, silent)
 }
-
-/** Those the listener had when the connection came. */
-const routesOf = new WeakMap<Connection, readonly LiveRoute[]>()
 
 const silent = (connection: Connection) => connection.settle('first_byte_timeout')
 
-const headerConsumer = (then: (connection: Connection, routes: readonly LiveRoute[]) => void): Consumer => ({
+const headerConsumer = (then: (connection: Connection, routes: Routes) => void): Consumer => ({
   received(end, bytes) {
     end.hold(bytes)
     const connection = of(end)
@@ -58,7 +60,7 @@ const headerConsumer = (then: (connection: Connection, routes: readonly LiveRout
     end.received -= header.length
     if (rest.length > 0) end.hold(rest)
     connection.acceptHeader(header)
-    then(connection, routesOf.get(connection)!)
+    then(connection, connection.candidates!)
   },
   ended(end) {
     of(end).settle(end.heldBytes > 0 ? 'malformed_proxy_header' : 'closed_before_data')
@@ -93,7 +95,7 @@ const peeking: Consumer = {
 
 function decide(end: End) {
   const connection = of(end)
-  const routes = routesOf.get(connection)!
+  const routes = connection.candidates!
   const bytes = end.peekHeld()
   const hello = peekClientHello(bytes)
   if (hello.verdict === 'yes') {
@@ -102,7 +104,7 @@ function decide(end: End) {
   }
   if (hello.verdict === 'more') return // bounded: above its limit the verdict is 'no'
   if (hello.why === 'malformed' || hello.why === 'oversize') return connection.settle('malformed_hello')
-  if (!routes.some((route) => route.byHost)) return choose(connection, routes, 'other', undefined)
+  if (!routes.all.some((route) => route.byHost)) return choose(connection, routes, 'other', undefined)
   const http = peekHttpHead(bytes)
   if (http.verdict === 'more') return
   if (http.verdict === 'no') return choose(connection, routes, 'other', undefined)
@@ -110,18 +112,19 @@ function decide(end: End) {
   choose(connection, routes, 'http', http.head.host)
 }
 
-function choose(connection: Connection, routes: readonly LiveRoute[], first: FirstBytes, name: string | undefined) {
-  const route = selectRoute(routes, first, name, connection)
+function choose(connection: Connection, routes: Routes, first: FirstBytes, name: string | undefined) {
+  connection.candidates = null
+  const route = selectRoute(first === 'unread' ? routes.all : routes.of(name), first, name, connection)
   if (!route) return connection.settle(reasonWithout(routes, first))
   if (!connection.admit(route)) return
   carry(connection)
 }
 
 /** Either nobody here speaks what came, or those who do do not want this name or client. */
-function reasonWithout(routes: readonly LiveRoute[], first: FirstBytes): CloseReason {
+function reasonWithout(routes: Routes, first: FirstBytes): CloseReason {
   const spoken =
     first === 'unread' ||
     first === 'tls' ||
-    routes.some((route) => !route.needsTls && (first === 'http' || !route.byHost))
+    routes.all.some((route) => !route.needsTls && (first === 'http' || !route.byHost))
   return spoken ? 'no_route' : 'malformed_hello'
 }

@@ -23,11 +23,15 @@ export interface RelayEvent {
   bytesOut: number
   tag: number
   descriptor: number
+  /** What follows the event: on loan, in a message of many. */
+  message: Buffer
+  from: number
+  to: number
 }
 
-/** What of a connection hears from the thread. `bytes` are on loan: they belong to a message of many events. */
+/** What of a connection hears from the thread. */
 export interface RelayPart {
-  event(event: RelayEvent, bytes: Buffer): void
+  event(event: RelayEvent): void
   crashed(error: unknown): void
   /** The thread has gone although nobody stopped it: its connections went with it. */
   lost(): void
@@ -35,7 +39,7 @@ export interface RelayPart {
 
 /** The other half of a listening socket that the thread accepts on. */
 export interface RelayListener {
-  accepted(event: RelayEvent, bytes: Buffer): void
+  accepted(event: RelayEvent): void
   unlistened(): void
 }
 
@@ -99,6 +103,9 @@ function readEvent(from: Buffer, at: number): RelayEvent {
     bytesOut: uint64(from, at + 24),
     tag: from.readUInt32LE(at + 32),
     descriptor: from.readUInt32LE(at + 40),
+    message: from,
+    from: at + EVENT_BYTES,
+    to: at + EVENT_BYTES + from.readUInt32LE(at + 36),
   }
 }
 
@@ -109,10 +116,8 @@ const eventHandlers = {
   data(_: Bun.Socket<any>, message: Buffer) {
     for (let at = 0; at + EVENT_BYTES <= message.length;) {
       const event = readEvent(message, at)
-      const length = message.readUInt32LE(at + 36)
-      at += EVENT_BYTES
-      dispatch(event, message.subarray(at, at + length))
-      at += (length + 7) & ~7
+      at = event.from + ((event.to - event.from + 7) & ~7)
+      dispatch(event)
     }
   },
   close(socket: Bun.Socket<any>) {
@@ -124,7 +129,7 @@ const eventHandlers = {
   },
 }
 
-function dispatch(event: RelayEvent, bytes: Buffer) {
+function dispatch(event: RelayEvent) {
   if (event.kind === KIND.unlistened) {
     const listener = relayListeners.get(event.tag)
     relayListeners.delete(event.tag)
@@ -132,13 +137,13 @@ function dispatch(event: RelayEvent, bytes: Buffer) {
   }
   if (event.kind === KIND.accepted) {
     const listener = relayListeners.get(event.tag)
-    if (listener) listener.accepted(event, bytes)
+    if (listener) listener.accepted(event)
     else native().sluice_relay_close(event.id, 1, 0)
     return
   }
   const part = parts.get(event.id)
   try {
-    part?.event(event, bytes)
+    part?.event(event)
   } catch (error) {
     part!.crashed(error)
   }

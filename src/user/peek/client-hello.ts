@@ -115,16 +115,30 @@ function parseMessage(message: Uint8Array, length: number): ClientHello | undefi
   if (body.left === 0) return hello
   const extensions = body.vector(2)
   if (body.failed || body.left > 0) return
-  const seen = new Set<number>()
+  hellos = (hellos + 1) >>> 0
   while (extensions.left > 0) {
     const type = extensions.uint(2)
-    const data = extensions.vector(2)
-    if (extensions.failed || seen.has(type)) return
-    seen.add(type)
-    if (!readExtension(hello, type, data) || data.failed) return
+    if (lastHello[type] === hellos) return
+    lastHello[type] = hellos
+    if (READ.has(type)) {
+      const data = extensions.vector(2)
+      if (extensions.failed || !readExtension(hello, type, data) || data.failed) return
+    } else extensions.skip(extensions.uint(2))
+    if (extensions.failed) return
   }
   return hello
 }
+
+/** For each type of extension the number of the hello that had it last: a set that costs nothing to empty. */
+const lastHello = new Uint32Array(2 ** 16)
+let hellos = 0
+
+const READ = new Set([
+  EXTENSION_SERVER_NAME,
+  EXTENSION_ALPN,
+  EXTENSION_SUPPORTED_VERSIONS,
+  EXTENSION_ENCRYPTED_CLIENT_HELLO,
+])
 
 /** False when the extension is malformed. Unknown ones are stepped over unread. */
 function readExtension(hello: ClientHello, type: number, data: Cursor): boolean {
@@ -204,14 +218,24 @@ function other(bytes: Uint8Array): ClientHelloPeek {
   return bytes.length < 5 ? MORE : no('sslv2')
 }
 
-/** Reads a stretch of bytes from front to back. Reading past its end gives zeros and sets `failed`: callers test once, at the end. */
+/** Reads a stretch of bytes from front to back. Reading past its end gives zeros and sets `failed`: callers test once, at the
+ *  end. A stretch within it is a range of the same bytes: a view for each would cost more than all the reading. */
 class Cursor {
   failed = false
-  #at = 0
-  constructor(readonly bytes: Uint8Array) {}
+  #at: number
+  readonly #end: number
+
+  constructor(
+    readonly bytes: Uint8Array,
+    from = 0,
+    end = bytes.length,
+  ) {
+    this.#at = from
+    this.#end = end
+  }
 
   get left(): number {
-    return this.bytes.length - this.#at
+    return this.#end - this.#at
   }
 
   uint(size: 1 | 2): number {
@@ -228,13 +252,13 @@ class Cursor {
   vector(prefix: 1 | 2): Cursor {
     const size = this.uint(prefix)
     const at = this.#take(size)
-    return new Cursor(at < 0 ? NOTHING : this.bytes.subarray(at, at + size))
+    return at < 0 ? new Cursor(NOTHING) : new Cursor(this.bytes, at, at + size)
   }
 
   /** The rest, one character for each byte. */
   text(): string {
     let text = ''
-    while (this.left > 0) text += String.fromCharCode(this.uint(1))
+    while (this.#at < this.#end) text += String.fromCharCode(this.bytes[this.#at++]!)
     return text
   }
 
