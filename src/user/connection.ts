@@ -10,7 +10,6 @@ import type { ProxyHeader } from './peek/proxy-header.ts'
 import { End, type Consumer, type Owner } from './end.ts'
 import type { Reported, Reporter } from './report.ts'
 import type { LiveRoute } from './route.ts'
-import type { RouteTable } from './route-table.ts'
 import { refusalFor, type Everyone } from './security.ts'
 import { Timed, type Timers } from './timers.ts'
 
@@ -54,7 +53,7 @@ export class Connection extends Timed implements Owner, Reported {
   slot: Slot | null = null
   attachment: Attachment | null = null
   /** While its first bytes are read: the routes that the listener had when it came. */
-  candidates: RouteTable<LiveRoute> | null = null
+  candidates: readonly LiveRoute[] | null = null
   carrier: 'splice' | 'user' = 'user'
   state: ConnectionRecord['state'] = 'opening'
   reason: CloseReason | undefined

@@ -20,7 +20,6 @@ import { chooseUnread, peek, readProxyHeader } from './peek.ts'
 import { leaveRelay, parts, useRelay } from './relay-thread.ts'
 import { Reporter } from './report.ts'
 import { LiveRoute } from './route.ts'
-import { RouteTable } from './route-table.ts'
 import { Counters, Everyone, NetworkList } from './security.ts'
 import { Sweep } from './sweep.ts'
 import { Timed, Timers } from './timers.ts'
@@ -205,7 +204,7 @@ export class UserPlane implements Services {
         continue
       }
       listener.plan = planned
-      listener.routes = new RouteTable(routes)
+      listener.routes = routes
       listener.trusted = new NetworkList(planned.trusted)
     }
     for (const fd of descriptors.values()) native().sluice_close(fd)
@@ -282,7 +281,7 @@ export class UserPlane implements Services {
   #choose(listener: Listening, connection: Connection, descriptor: number) {
     try {
       if (this.#accepting.isTooLate(descriptor)) {
-        this.reporter.refused(listener.routes.all[0]?.name ?? '', 'descriptors')
+        this.reporter.refused(listener.routes[0]?.name ?? '', 'descriptors')
         connection.discard()
       } else if (!listener.trusted.empty && listener.trusted.has(connection.clientBytes))
         readProxyHeader(connection, listener.routes, listener.plan.peek)

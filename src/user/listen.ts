@@ -5,7 +5,6 @@ import { native } from '../base/native.ts'
 import type { PlannedListener } from '../plan/types.ts'
 import { endHandlers, type End } from './end.ts'
 import type { LiveRoute } from './route.ts'
-import { NO_ROUTES, type RouteTable } from './route-table.ts'
 import { NetworkList } from './security.ts'
 
 export type OnAccept = (listener: Listener, socket: Socket<End>) => void
@@ -15,7 +14,7 @@ export type Reads = 'typescript' | 'thread' | 'thread-when-asked'
 
 /** A listening socket, whoever accepts on it. */
 export abstract class Listening {
-  routes: RouteTable<LiveRoute> = NO_ROUTES
+  routes: readonly LiveRoute[] = []
   /** Senders whose connections begin with a PROXY header. */
   trusted = NOBODY
 

@@ -9,19 +9,18 @@ import { peekClientHello } from './peek/client-hello.ts'
 import { peekHttpHead } from './peek/http-head.ts'
 import { peekProxyHeader } from './peek/proxy-header.ts'
 import type { LiveRoute } from './route.ts'
-import { RouteTable } from './route-table.ts'
 import { selectRoute, type FirstBytes } from './select.ts'
 
-type Routes = RouteTable<LiveRoute>
+type Routes = readonly LiveRoute[]
 
 /** A trusted sender: its PROXY header comes before everything else, and says who the client is. A route that does not trust
  *  this sender gets none of its connections: its lists and limits would be the sender's to evade.
  *  @param peeks the listener reads a name after it. */
 export function readProxyHeader(connection: Connection, routes: Routes, peeks: boolean) {
-  const trusting = routes.all.filter((route) => route.trusted.has(connection.clientBytes))
+  const trusting = routes.filter((route) => route.trusted.has(connection.clientBytes))
   if (trusting.length === 0) return connection.settle('no_route')
   connection.client.consumer = peeks ? headerThenName : headerOnly
-  wait(connection, trusting.length === routes.all.length ? routes : new RouteTable(trusting))
+  wait(connection, trusting.length === routes.length ? routes : trusting)
 }
 
 /** Chooses a route by address alone. */
@@ -31,18 +30,28 @@ export function chooseUnread(connection: Connection, routes: Routes) {
 
 /** Reads first. The connection has a record once a route admits it, or once it ends without one. */
 export function peek(connection: Connection, routes: Routes) {
-  if (routes.all.length === 0) return connection.settle('no_route')
+  if (routes.length === 0) return connection.settle('no_route')
   connection.client.consumer = peeking
   wait(connection, routes)
 }
 
-/** With the patience of the most patient of them. */
 function wait(connection: Connection, routes: Routes) {
   connection.candidates = routes
-  let ms = 0
-  for (const route of routes.all) ms = Math.max(ms, route.plan.timeoutsMs.firstByte)
-  connection.arm(ms, silent)
+  connection.arm(patienceOf(routes), silent)
 }
+
+/** Of the most patient of them; a listener of ten thousand names is not asked each time. */
+function patienceOf(routes: Routes): number {
+  let ms = patience.get(routes)
+  if (ms === undefined) {
+    ms = 0
+    for (const route of routes) ms = Math.max(ms, route.plan.timeoutsMs.firstByte)
+    patience.set(routes, ms)
+  }
+  return ms
+}
+
+const patience = new WeakMap<Routes, number>()
 
 const silent = (connection: Connection) => connection.settle('first_byte_timeout')
 
@@ -104,7 +113,7 @@ function decide(end: End) {
   }
   if (hello.verdict === 'more') return // bounded: above its limit the verdict is 'no'
   if (hello.why === 'malformed' || hello.why === 'oversize') return connection.settle('malformed_hello')
-  if (!routes.all.some((route) => route.byHost)) return choose(connection, routes, 'other', undefined)
+  if (!routes.some((route) => route.byHost)) return choose(connection, routes, 'other', undefined)
   const http = peekHttpHead(bytes)
   if (http.verdict === 'more') return
   if (http.verdict === 'no') return choose(connection, routes, 'other', undefined)
@@ -114,7 +123,7 @@ function decide(end: End) {
 
 function choose(connection: Connection, routes: Routes, first: FirstBytes, name: string | undefined) {
   connection.candidates = null
-  const route = selectRoute(first === 'unread' ? routes.all : routes.of(name), first, name, connection)
+  const route = selectRoute(routes, first, name, connection)
   if (!route) return connection.settle(reasonWithout(routes, first))
   if (!connection.admit(route)) return
   carry(connection)
@@ -125,6 +134,6 @@ function reasonWithout(routes: Routes, first: FirstBytes): CloseReason {
   const spoken =
     first === 'unread' ||
     first === 'tls' ||
-    routes.all.some((route) => !route.needsTls && (first === 'http' || !route.byHost))
+    routes.some((route) => !route.needsTls && (first === 'http' || !route.byHost))
   return spoken ? 'no_route' : 'malformed_hello'
 }
