@@ -24,8 +24,6 @@ const MANY_CONNECTIONS = 2000
 /** A reader with a small window makes its gateway wait with bytes in hand, as clients on the internet do. */
 const MANY_RECEIVE_BYTES = 32 << 10
 const TLS_BULK_CONNECTIONS = 4
-/** A client's half of a handshake costs as much as the server's: one thread could not keep a gateway busy. */
-const HANDSHAKE_THREADS = 2
 const ECHO_CONNECTIONS = 64
 const ECHO_BULK_CONNECTIONS = 4
 const MESSAGE_BYTES = 100
@@ -160,8 +158,8 @@ function handshakes(mode: 'full' | 'resumed'): Load<Traffic> {
     metrics: perHandshake,
     unit: { ...CONNECTION, name: 'handshake' },
     async run(context) {
-      const options = [SHORT_CONNECTIONS, mode, TLS_NAME, HANDSHAKE_THREADS]
-      const sample = await traffic(context, 'tls-load', [context.host, SHORT_PORT, ...options])
+      const options = [SHORT_CONNECTIONS, mode, TLS_NAME]
+      const sample = await traffic(context, 'handshake-load', [context.host, SHORT_PORT, ...options])
       const share = sample.resumed! / sample.connections
       if (mode === 'full' ? share > 0 : share < RESUMED_SHARE_MIN)
         throw new Error(`${Math.round(share * 100)} % of the ${mode} handshakes were resumed`)
@@ -178,7 +176,7 @@ function tlsBulk(mode: 'download' | 'upload', port: number): Load<Traffic> {
     connections: TLS_BULK_CONNECTIONS,
     metrics: throughput,
     unit: GB,
-    run: (context) => traffic(context, 'tls-load', [context.host, port, TLS_BULK_CONNECTIONS, mode, TLS_NAME, 1]),
+    run: (context) => traffic(context, 'tls-load', [context.host, port, TLS_BULK_CONNECTIONS, mode, TLS_NAME]),
   }
 }
 export const download = tlsBulk('download', BULK_PORT)

@@ -14,7 +14,8 @@ const QUIET_WAIT_MS_MAX = 15_000
 const PROGRAMS = {
   load: [],
   'load-server': [],
-  'tls-load': ['-lssl', '-lcrypto', '-pthread'],
+  'tls-load': ['-lssl', '-lcrypto'],
+  'handshake-load': ['-lcrypto'],
   'echo-load': [],
   idle: [],
   flows: ['-lmnl'],
