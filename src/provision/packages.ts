@@ -23,7 +23,7 @@ const sets: Record<PackageSet, { contains: PackageSet[]; packages: string[] }> =
   },
   /** An emulated machine for another kernel, and what takes that kernel out of its package. */
   vm: { contains: ['test'], packages: ['qemu-system-x86', 'kmod', 'busybox-static', 'tar'] },
-  bench: { contains: ['run'], packages: ['haproxy', 'nginx', 'libnginx-mod-stream', 'libssl-dev'] },
+  bench: { contains: ['run'], packages: ['haproxy', 'nginx', 'libnginx-mod-stream', 'libssl-dev', 'strace'] },
 }
 
 export const isPackageSet = (name: string | undefined): name is PackageSet =>

@@ -125,7 +125,7 @@ export const nginxTls: Subject = {
       `load_module /usr/lib/nginx/modules/ngx_stream_module.so;
 daemon off;
 worker_processes 1;
-${hasOtherUsers() ? 'user nobody nogroup;' : ''}
+user ${hasOtherUsers() ? 'nobody nogroup' : 'root root'};
 pid ${directory}/nginx.pid;
 error_log stderr crit;
 events { worker_connections ${2 * (connections + CONNECTIONS_MIN)}; }

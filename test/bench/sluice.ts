@@ -127,7 +127,8 @@ async function ask<T>(socket: string, what: string): Promise<T | undefined> {
 /** A worker with root's pipes would be measured where none ever runs. */
 async function refusePrivileged(socket: string) {
   const status = await ask<{ worker: { pid: number; uid: number } }>(socket, 'status')
-  if (!status || !hasOtherUsers()) return
+  if (!status) throw new Error('it does not say who its worker is')
+  if (!hasOtherUsers()) return
   const { pid, uid } = status.worker
   const abilities = /^CapEff:\s*(\w+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]
   if (uid === 0 || !/^0+$/.test(abilities ?? ''))
