@@ -4,6 +4,8 @@ export const reasons = {
   finished: 'both sides closed in order',
   client_reset: 'the client reset the connection',
   target_reset: 'the target reset the connection',
+  client_vanished: 'the client answered no more: neither data nor keepalive was acknowledged',
+  target_vanished: 'the target answered no more: neither data nor keepalive was acknowledged',
   closed_before_data: 'the client left before its first byte arrived',
   first_byte_timeout: 'the client sent nothing in time where its first bytes decide the route',
   malformed_hello: 'the first bytes were neither TLS nor anything else this port speaks',

@@ -6,6 +6,7 @@ import { of, type Attachment, type Connection } from './connection.ts'
 import type { Consumer } from './end.ts'
 import { HandlerSocket } from './handler-socket.ts'
 import { armIdle } from './idle.ts'
+import { brokenBy, codeOf } from './opening.ts'
 
 export function runHandler(connection: Connection) {
   const { action } = connection.route!.plan
@@ -63,7 +64,7 @@ const handling: Consumer = {
   closed(end, error) {
     const connection = of(end)
     if (!error && end.ended && end.finished) return socketOf(connection).ended()
-    connection.settle(error || !end.ended ? 'client_reset' : 'finished')
+    connection.settle(error || !end.ended ? brokenBy('client', codeOf(error)) : 'finished')
   },
 }
 

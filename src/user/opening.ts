@@ -1,6 +1,7 @@
 // The client while nobody reads it yet: a route is being chosen, a target dialled, a module loaded. It is left reading, since a
 // paused socket would not show that the client has gone; what it sends is held up to a cap.
 import { PENDING_BYTES_MAX } from '../base/limits.ts'
+import type { CloseReason } from '../connections/reasons.ts'
 import { of, type Connection } from './connection.ts'
 import type { Consumer, End } from './end.ts'
 
@@ -30,5 +31,11 @@ export function leftEarly(end: End) {
 
 export function clientGone(connection: Connection, error: Error | undefined) {
   if (connection.client.received === 0 && !connection.tls) connection.settle('closed_before_data')
-  else connection.settle(error ? 'client_reset' : 'finished')
+  else connection.settle(error ? brokenBy('client', codeOf(error)) : 'finished')
 }
+
+/** One side is gone without a FIN: it was reset, or the kernel gave it up. */
+export const brokenBy = (side: 'client' | 'target', code: string | undefined): CloseReason =>
+  code === 'ETIMEDOUT' || code === 'EHOSTUNREACH' ? `${side}_vanished` : `${side}_reset`
+
+export const codeOf = (error: Error | undefined) => (error as NodeJS.ErrnoException | undefined)?.code

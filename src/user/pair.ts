@@ -3,6 +3,7 @@
 import { of, type Connection } from './connection.ts'
 import type { Consumer, End } from './end.ts'
 import { armHalfClosed, armIdle } from './idle.ts'
+import { brokenBy, codeOf } from './opening.ts'
 
 /** Joins the connection's client and target; what either held goes through first. */
 export function pair(connection: Connection) {
@@ -44,7 +45,7 @@ const pairing: Consumer = {
     const connection = of(end)
     // A socket that is gone after both FINs is the normal end of one; its peer may still be owed bytes.
     if (!error && end.ended && end.finished) return after(end)
-    connection.settle(end === connection.client ? 'client_reset' : 'target_reset')
+    connection.settle(brokenBy(end === connection.client ? 'client' : 'target', codeOf(error)))
   },
 }
 

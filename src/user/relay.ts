@@ -4,6 +4,8 @@ import { native, ptr } from '../base/native.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { Attachment, Connection } from './connection.ts'
 import { KEEP_ALIVE_AFTER_MS } from '../base/limits.ts'
+import { errnoCode } from './connect.ts'
+import { brokenBy } from './opening.ts'
 import { CLIENT_SIDE, KIND, parts, relayRuns, relayStats, type RelayEvent, type RelayPart } from './relay-thread.ts'
 
 /** Ids of pairs that are handed over; those of clients that the thread accepts begin at 2^48. */
@@ -130,8 +132,10 @@ class Relayed implements Attachment, RelayPart {
   }
 }
 
-const reasonOf = (event: RelayEvent): CloseReason =>
-  event.error === 0 ? 'finished' : event.side === CLIENT_SIDE ? 'client_reset' : 'target_reset'
+function reasonOf({ error, side }: RelayEvent): CloseReason {
+  if (error === 0) return 'finished'
+  return brokenBy(side === CLIENT_SIDE ? 'client' : 'target', errnoCode(error))
+}
 
 // ---- deadlines: as in idle.ts, but only the relay knows when the last byte moved ----
 

@@ -89,7 +89,7 @@ for (const vanishing of ['client', 'target'] as const)
     expect(records.map((one) => `${one.route} ${one.reason}`).toSorted()).toEqual(
       all
         .map(({ name }) => name.split(' ').at(-1)!)
-        .map((route) => `${route} ${route === 'kernel' ? 'idle_timeout' : `${vanishing}_reset`}`)
+        .map((route) => `${route} ${route === 'kernel' ? 'idle_timeout' : `${vanishing}_vanished`}`)
         .toSorted(),
     )
     expect(await gateway.connections()).toEqual([])
