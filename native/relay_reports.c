@@ -204,8 +204,7 @@ void relay_reports_write(int64_t now_ms)
       relay_free(pair);
   }
   lazy_ms = 0;
-  if (used == 0 || send_message())
-    urgent = false;
+  urgent = used > 0 && !send_message(); /* also what could wait: nothing else might ever ask for it again */
 }
 
 /* What the reader did not take in time is dropped, because stopping waits for nobody. */
