@@ -143,6 +143,14 @@ int relay_enter_accepted(struct relay_pair *pair)
   return result;
 }
 
+/* For the thread: fd is the target from here on. Under the lock, because a caller may be at work on the one before. */
+void relay_set_target(struct relay_pair *pair, int fd)
+{
+  pthread_mutex_lock(&shared.lock);
+  pair->fd[SLUICE_TARGET] = fd;
+  pthread_mutex_unlock(&shared.lock);
+}
+
 /* For the thread: as many pairs as there may be. */
 bool relay_is_full(void)
 {
@@ -252,6 +260,7 @@ static int make_pair(uint64_t id, const int fds[2], const void *bytes[2], const 
     return -ENOMEM;
   pair->id = id;
   pair->phase = RELAY_CARRYING;
+  pair->dialed = true;
   pair->last_byte_ms = relay_coarse_ms();
   for (int side = 0; side < 2; side++) {
     pair->fd[side] = fds[side];
@@ -321,7 +330,7 @@ int sluice_relay_keepalive(uint64_t id, int idle_s, int interval_s, int count)
   pthread_mutex_lock(&shared.lock);
   struct relay_pair *pair = find(id);
   int result = pair ? 0 : -ENOENT;
-  /* Its sockets are open: the thread forgets a pair before it closes them. A unix socket has no keepalive. */
+  /* Its sockets are open: the thread forgets a pair, or a target, before it closes them. A unix socket has no keepalive. */
   for (int side = 0; pair && side < 2; side++)
     if (pair->fd[side] >= 0)
       (void)sluice_keepalive(pair->fd[side], idle_s, interval_s, count);
@@ -382,7 +391,7 @@ int sluice_relay_listen(uint32_t tag, int fd, int reads)
 int sluice_relay_unlisten(uint32_t tag)
 {
   pthread_mutex_lock(&shared.lock);
-  struct relay_listener *listener = shared.running ? shared.listeners : NULL;
+  struct relay_listener *listener = shared.running && !shared.stopping ? shared.listeners : NULL;
   while (listener && (listener->tag != tag || listener->closing))
     listener = listener->next;
   if (listener) {
@@ -399,7 +408,7 @@ int sluice_relay_accept(uint32_t pairs, int below)
   relay_accept_pairs = pairs;
   relay_accept_below = below;
   pthread_mutex_lock(&shared.lock);
-  if (shared.running && switched)
+  if (shared.running && !shared.stopping && switched)
     listeners_changed();
   pthread_mutex_unlock(&shared.lock);
   return 0;
@@ -445,9 +454,13 @@ int sluice_relay_dial(uint64_t id, uint32_t attempt, const char *address, uint16
     if (pair->requests & RELAY_DIAL) {
       /* The thread has not seen it yet. What goes first came with the first call. */
       superseded = pair->dial;
-      dial->first = dial->first ? dial->first : superseded->first;
+      if (dial->first)
+        free(superseded->first);
+      else
+        dial->first = superseded->first;
     }
     pair->dial = dial;
+    pair->dialed = true;
     command(pair, RELAY_DIAL);
   }
   pthread_mutex_unlock(&shared.lock);
@@ -463,9 +476,8 @@ int sluice_relay_take(uint64_t id)
 {
   pthread_mutex_lock(&shared.lock);
   struct relay_pair *pair = find(id);
-  int fd = -ENOENT;
-  if (pair) {
-    fd = pair->fd[SLUICE_CLIENT];
+  int fd = !pair ? -ENOENT : pair->dialed ? -EBUSY : pair->fd[SLUICE_CLIENT];
+  if (fd >= 0) {
     forget(pair);
     pair->taken = true;
     /* From here on the thread hears nothing of the socket; it frees the pair when it comes across it. */

@@ -206,6 +206,8 @@ ssize_t relay_listen_to(struct relay_pair *pair, void *into, size_t most)
   if (n > 0) {
     pair->listening = false;
     pair->readable[SLUICE_CLIENT] = (size_t)n == most || pair->hung_up[SLUICE_CLIENT];
+    pair->half_side = SLUICE_CLIENT;
+    pair->half_pending |= pair->hung_up[SLUICE_CLIENT]; /* it came with these bytes, and its edge was theirs */
   } else if (n == 0) {
     pair->listening = false;
     pair->half_side = SLUICE_CLIENT;
@@ -230,11 +232,12 @@ void relay_read_on(struct relay_pair *pair)
 
 static void drop_target(struct relay_pair *pair)
 {
-  if (pair->fd[SLUICE_TARGET] < 0)
+  int fd = pair->fd[SLUICE_TARGET];
+  if (fd < 0)
     return;
-  epoll_ctl(epoll, EPOLL_CTL_DEL, pair->fd[SLUICE_TARGET], NULL);
-  relay_close_socket(pair->fd[SLUICE_TARGET], true);
-  pair->fd[SLUICE_TARGET] = -1;
+  epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL);
+  relay_set_target(pair, -1);
+  relay_close_socket(fd, true);
 }
 
 static void refused(struct relay_pair *pair, int error)
@@ -242,7 +245,7 @@ static void refused(struct relay_pair *pair, int error)
   drop_target(pair);
   pair->phase = RELAY_ASKING;
   pair->listening = false;
-  pair->error = (uint16_t)error;
+  pair->refusal = (uint16_t)error;
   pair->refused_pending = true;
   relay_report(pair, true);
 }
@@ -251,7 +254,6 @@ static void refused(struct relay_pair *pair, int error)
 static void connected(struct relay_pair *pair, uint32_t events)
 {
   pair->phase = RELAY_CARRYING;
-  pair->error = 0;
   pair->half_pending = pair->refused_pending = false;
   pair->readable[SLUICE_TARGET] = (events & (EPOLLIN | EPOLLRDHUP)) != 0;
   pair->hung_up[SLUICE_TARGET] = (events & EPOLLRDHUP) != 0;
@@ -287,8 +289,9 @@ void relay_dial_target(struct relay_pair *pair, struct relay_dial *dial)
   free(dial);
   if (fd < 0)
     return refused(pair, -fd);
-  pair->fd[SLUICE_TARGET] = fd;
+  relay_set_target(pair, fd);
   pair->phase = RELAY_DIALING;
+  pair->listening = false;
   int error = relay_watch(fd, (uint64_t)(uintptr_t)pair | SLUICE_TARGET);
   if (error)
     refused(pair, error);

@@ -67,7 +67,7 @@ struct relay_pair {
   _Atomic int64_t last_byte_ms; /* also read by sluice_relay_stats */
   int64_t deadline_ms, closed_ms;
   int fd[2]; /* -1: none */
-  uint16_t error;
+  uint16_t error, refusal;
   uint8_t error_side, half_side;
   uint8_t phase;
   bool readable[2], writable[2]; /* since the last edge; cleared by EAGAIN and short reads alone */
@@ -77,7 +77,8 @@ struct relay_pair {
   bool queued_to_report, queued_to_run, closing, has_deadline, closed;
   /* Under the lock of relay.c, because callers write them too. */
   uint8_t requests;
-  bool commanded, abandoned, taken;
+  bool commanded, abandoned, dialed;
+  atomic_bool taken; /* also read without it */
   uint32_t grace_ms;
   uint32_t attempt;
   struct relay_dial *dial; /* what the next command says */
@@ -117,6 +118,7 @@ struct relay_command {
 struct relay_command relay_next_command(void);
 bool relay_forget(struct relay_pair *pair);
 int relay_enter_accepted(struct relay_pair *pair);
+void relay_set_target(struct relay_pair *pair, int fd);
 bool relay_is_full(void);
 struct relay_listener *relay_next_to_close(bool all);
 void relay_each_listener(void (*visit)(struct relay_listener *listener));

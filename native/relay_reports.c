@@ -121,7 +121,7 @@ static void append_news(struct relay_pair *pair)
 {
   if (pair->refused_pending) {
     struct sluice_relay_event *event = append(pair, SLUICE_RELAY_REFUSED);
-    event->error = pair->error;
+    event->error = pair->refusal;
     event->tag = pair->attempt;
   }
   pair->refused_pending = false;

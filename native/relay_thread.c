@@ -209,9 +209,11 @@ static bool obey(void)
     struct relay_pair *pair = next.pair;
     if (!pair)
       return !next.stopping;
-    if (pair->taken)
+    /* As the command says, not the pair: it may be taken in this moment, and is on the list again then. */
+    bool taken = next.requests & RELAY_TAKEN;
+    if (taken)
       pair->closed = true; /* its sockets are no longer ours to close */
-    if (pair->abandoned || (pair->taken && !pair->queued_to_report)) {
+    if (pair->abandoned || (taken && !pair->queued_to_report)) {
       if (next.dial)
         free(next.dial->first);
       free(next.dial);

@@ -175,8 +175,9 @@ int sluice_relay_more(uint64_t id);
  * connected. `from`: numeric source address or NULL. Called again before CONNECTED it gives up the target before; with an
  * empty address it does only that. CONNECTED and REFUSED repeat `attempt`, since they may cross with such a call. */
 int sluice_relay_dial(uint64_t id, uint32_t attempt, const char *address, uint16_t port, const char *from, const void *to_target, uint32_t n);
-/* Gives the client's descriptor back to the caller, who owns it from then on; nothing more is told of it. Before the first
- * dial only. -ENOENT: it is gone. */
+/* Gives the client's descriptor back to the caller, who owns it from then on; nothing more is told of it. Not while it is read
+ * (no BYTES since the listener's reads = 1, or since more): what is read in this moment would be lost. -EBUSY: it was dialled
+ * for. -ENOENT: it is gone. */
 int sluice_relay_take(uint64_t id);
 
 #endif
