@@ -1,12 +1,13 @@
 // `make bench`: compares gateways on a real kernel.
 //
-//   bun test/netns/inside.ts bun test/bench/bench.ts [CASE...] [--runs 5] [--seconds 3] [--json FILE] [--program FILE] [--profile]
-//                                                  [--with perf|strace]
+//   bun test/netns/inside.ts bun test/bench/bench.ts [CASE...] [--list] [--runs 5] [--seconds 3] [--json FILE]
+//                                                    [--program FILE] [--profile] [--with perf|strace]
 //
 // A case runs its subject and its peer in turn, A B A B, each run in a fresh lab, and compares pair by pair: two figures
 // that were taken one after the other on a shared machine say more than two medians. CPU is the busy time of the whole
 // machine, because the kernel's part of forwarding belongs to no process. The JSON has the seconds of each thread of the
-// gateway beside it (--profile prints them; --with looks deeper, and spoils the figures).
+// gateway beside it; they are printed where a ratio misses what it should be (--profile: after each run). --with looks
+// deeper, and spoils the figures.
 import { appendFileSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -66,10 +67,10 @@ for (const one of wanted) {
     failures++
     console.error(`  not measured: ${first.message}`)
     record({ case: one.name, error: first.message })
-    summary.push([one.name, 'not measured', '', '', '', ''])
+    summary.push([one.name, 'not measured', '', '', '', '', ''])
   }
 }
-printTable([['case', 'metric', 'subject', 'peer', 'ratio', 'lowest–highest'], ...summary])
+printTable([['case', 'metric', 'subject', 'peer', 'ratio', 'lowest–highest', 'should be'], ...summary])
 console.log(`\n${((performance.now() - startedAt) / 60_000).toFixed(1)} minutes`)
 process.exit(failures > 0 ? 1 : 0)
 
@@ -90,10 +91,13 @@ async function compareSubjects(one: Case): Promise<string[][]> {
     }
   // A gateway that is the kernel alone has no processes to charge.
   const comparable = ({ of }: Metric) => samples.every((side) => side.some((sample) => of(sample) > 0))
-  return one.load.metrics.filter(comparable).map((metric) => {
-    const result: Comparison = compare(samples[0].map(metric.of), samples[1].map(metric.of))
+  const missed: Comparison[] = []
+  const rows = one.load.metrics.filter(comparable).map((metric) => {
+    const result = compare(samples[0].map(metric.of), samples[1].map(metric.of))
     const names = { subject: one.subject.name, peer: one.peer.name }
-    record({ case: one.name, metric: metric.name, better: metric.better, names, ...result })
+    const target = one.targets?.[metric.name]
+    if (target !== undefined && !reached(metric, result.ratio, target)) missed.push(result)
+    record({ case: one.name, metric: metric.name, better: metric.better, names, target, ...result })
     return [
       one.name,
       `${metric.name} (${metric.better} is better)`,
@@ -101,8 +105,23 @@ async function compareSubjects(one: Case): Promise<string[][]> {
       figure(result.peer),
       result.ratio.toFixed(2),
       `${result.lowest.toFixed(2)}–${result.highest.toFixed(2)}`,
+      target === undefined ? '' : describeTarget(metric, result.ratio, target),
     ]
   })
+  if (missed.length > 0 && !options.profile)
+    for (const [side, subject] of [one.subject, one.peer].entries()) {
+      console.log(`  where the time goes of ${subject.name}:`)
+      for (const line of profile(samples[side]![missed[0]!.typical]!, one.load.unit)) console.log(`      ${line}`)
+    }
+  return rows
+}
+
+function reached({ better }: Metric, ratio: number, target: number): boolean {
+  return better === 'higher' ? ratio >= target : ratio <= target
+}
+
+function describeTarget(metric: Metric, ratio: number, target: number): string {
+  return `${metric.better === 'higher' ? '≥' : '≤'} ${target.toFixed(2)}${reached(metric, ratio, target) ? '' : ', missed'}`
 }
 
 /** One run: a lab, a backend, a subject and a load, all gone afterwards. */

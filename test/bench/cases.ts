@@ -14,6 +14,8 @@ export interface Case {
   load: Load
   /** The client speaks first and says a TLS name. */
   peeking: boolean
+  /** What the ratios of metrics should be at least, or at most where lower is better. */
+  targets?: Record<string, number>
   /** Not part of the default set: a look at the measurement itself. */
   extra?: boolean
   /** Fewer where figures differ less from run to run, or are asked for less: a default run should end. */
@@ -21,8 +23,27 @@ export interface Case {
 }
 
 export function cases(program: string[]): Case[] {
-  return [...forwarding(program), ...ending(program), ...echoing(program), ...idling(program)]
+  const all = [...forwarding(program), ...ending(program), ...echoing(program), ...idling(program)]
+  return all.map((one) => ({ ...one, targets: targetsOf(one) }))
 }
+
+const TARGETS: Record<string, Record<string, number>> = {
+  'splice-bulk': { 'Gbit/s': 1.7, 'CPU ms/GB': 0.65 },
+  'splice-short': { 'connections/s': 1, 'first byte p99 us': 1 },
+  'tls-full': { 'handshakes/s': 1.2 },
+  'tls-full-nginx': { 'handshakes/s': 1 },
+  'tls-resumed': { 'handshakes/s': 1 },
+  'tls-download': { 'Gbit/s': 1, 'CPU ms/GB': 0.8 },
+  'tls-upload': { 'Gbit/s': 1, 'CPU ms/GB': 0.8 },
+  'echo-bulk': { 'Gbit/s': 0.95 },
+  'echo-short': { 'messages/s': 0.95 },
+  'idle-kernel': { 'resident bytes/connection': 1 },
+  'idle-splice': { 'resident bytes/connection': 1 },
+  'idle-user': { 'resident bytes/connection': 1 },
+}
+
+/** Those of the case itself, else those that hold whoever the peer is. */
+const targetsOf = ({ name }: Case) => TARGETS[name] ?? TARGETS[name.replace('-nginx', '')]
 
 /** What forwards without ending TLS. */
 function forwarding(program: string[]): Case[] {

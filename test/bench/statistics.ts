@@ -13,15 +13,20 @@ export interface Comparison {
   ratio: number
   lowest: number
   highest: number
+  /** The run whose ratio is nearest to `ratio`: what shows where the time goes. */
+  typical: number
 }
 
 export function compare(subject: number[], peer: number[]): Comparison {
   const ratios = subject.map((value, run) => value / peer[run]!)
+  const ratio = median(ratios)
+  const distances = ratios.map((one) => Math.abs(one - ratio))
   return {
     subject: median(subject),
     peer: median(peer),
-    ratio: median(ratios),
+    ratio,
     lowest: Math.min(...ratios),
     highest: Math.max(...ratios),
+    typical: distances.indexOf(Math.min(...distances)),
   }
 }
