@@ -607,10 +607,12 @@ const CASES: Case[] = [
         `table inet vanish-${port} { chain in { type filter hook input priority 0; tcp sport ${port} drop; };
          chain out { type filter hook output priority 0; tcp dport ${port} drop; }; }`,
       )
-      await until(() => place.target.live().length === 0, LATE_MS, 'the target is told')
-      const { reasons } = await place.over(1)
-      expect(reasons).toEqual(['client_reset'])
-      await lab.gateway.nft(`delete table inet vanish-${port}`)
+      try {
+        await until(() => place.target.live().length === 0, LATE_MS, 'the target is told')
+        expect((await place.over(1)).reasons).toEqual(['client_vanished'])
+      } finally {
+        await lab.gateway.nft(`delete table inet vanish-${port}`)
+      }
       peer.reset()
     },
   },
