@@ -2,7 +2,7 @@
 import type { Lab } from '../netns/lab.ts'
 import { clientHello } from './client-hello.ts'
 import { type Program, program } from './machine.ts'
-import { type MachineTime, spent, type ThreadTime, timesOf, total } from './processes.ts'
+import { type MachineTime, type Resident, spent, type ThreadTime, timesOf, total } from './processes.ts'
 
 /** The name in the ClientHello that peeking gateways look for. */
 export const TLS_NAME = 'bench.example'
@@ -75,6 +75,8 @@ export interface Sample {
   /** Of the gateway, during the measured seconds. */
   threads: ThreadTime[]
   machine: MachineTime
+  /** By how much each process of the gateway has grown, where that is asked. */
+  memory?: Resident[]
   /** What was seen by looking deeper. */
   seen?: string[]
 }

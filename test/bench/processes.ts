@@ -81,11 +81,32 @@ export function spent(before: Times, after: Times): { threads: ThreadTime[]; mac
 
 export const total = (threads: ThreadTime[]) => threads.reduce((sum, { user, system }) => sum + user + system, 0)
 
-/** Resident memory of `root` and all that came of it. */
-export function residentBytes(root: number): number {
-  const kilobytes = (pid: number) => Number(/^Rss:\s*(\d+)/m.exec(read(`/proc/${pid}/smaps_rollup`))?.[1] ?? 0)
-  return treeOf(root).reduce((sum, pid) => sum + kilobytes(pid) * 1024, 0)
+/** Resident memory of a process: its own, and what it shares with files (its program and libraries). */
+export interface Resident {
+  process: string
+  anonymous: number
+  file: number
 }
+
+/** Of `root` and all that came of it, by process id. */
+export function residentOf(root: number | null): Map<number, Resident> {
+  const pids = root === null ? [] : treeOf(root)
+  return new Map(
+    pids.map((pid) => {
+      const text = read(`/proc/${pid}/smaps_rollup`)
+      const bytes = (name: string) => Number(new RegExp(`^${name}:\\s*(\\d+)`, 'm').exec(text)?.[1] ?? 0) * 1024
+      const anonymous = bytes('Anonymous')
+      return [pid, { process: nameOf(pid, root!), anonymous, file: bytes('Rss') - anonymous }]
+    }),
+  )
+}
+
+/** What each process has more than before. */
+export const grown = (before: Map<number, Resident>, after: Map<number, Resident>): Resident[] =>
+  [...after].map(([pid, { process, anonymous, file }]) => {
+    const earlier = before.get(pid)
+    return { process, anonymous: anonymous - (earlier?.anonymous ?? 0), file: file - (earlier?.file ?? 0) }
+  })
 
 export interface MachineMemory {
   available: number

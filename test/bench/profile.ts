@@ -1,4 +1,4 @@
-// Where the processor time of one run went, for people: each thread of the gateway, and the machine as a whole.
+// Where the processor time and the memory of one run went, for people: each thread of the gateway, and the whole machine.
 import type { Load, Sample } from './loads.ts'
 
 const THREADS_SHOWN_MAX = 12
@@ -14,9 +14,14 @@ export function profile<S extends Sample>(sample: S, unit: Load<S>['unit']): str
   const { user, system, softirq, idle, stolen } = sample.machine
   return [
     `per ${unit.name}:`,
+    ...(sample.memory ?? []).map(
+      ({ process, anonymous, file }) =>
+        `${process.padEnd(28)} own memory ${bytes(anonymous / count)}, program and libraries ${bytes(file / count)}`,
+    ),
     ...sample.threads.slice(0, THREADS_SHOWN_MAX).map((t) => line(`${t.process}/${t.thread}`, t.user, t.system)),
     `${line('the whole machine', user, system)}  softirq ${seconds(softirq)} (${per(softirq)})  idle ${seconds(idle)}${stolen > 0 ? `  stolen ${seconds(stolen)}` : ''}`,
   ]
 }
 
+const bytes = (value: number) => `${value.toFixed(0)} B`
 const seconds = (value: number) => `${value.toFixed(2)} s`
