@@ -38,7 +38,7 @@ if (missing.length > 0)
 
 const only = process.argv.slice(2)
 const files = [...new Bun.Glob('test/**/*.test.ts').scanSync()]
-  .filter((path) => !path.startsWith('test/bench/') && (only.length === 0 || only.some((text) => path.includes(text))))
+  .filter((path) => only.length === 0 || only.some((text) => path.includes(text)))
   .sort()
 const needsKernel = (path: string) => path.startsWith('test/netns/') || path.startsWith('test/peers/')
 
