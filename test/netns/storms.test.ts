@@ -228,6 +228,70 @@ for (const carrier of all)
     await until(() => peer.heard === 'well?', 5000, 'it serves')
   }, 120_000)
 
+test('G4, I8: the worker is killed in the middle of a storm, twice: every connection has its one record, and the next one serves', async () => {
+  await using lab = await Lab.create()
+  const here = [of('splice'), of('user'), of('terminate')]
+  const targets = here.map((carrier) => carrier.listen(lab.backend, echo))
+  await using gateway = await Gateway.start(
+    lab,
+    here.map((carrier, i) =>
+      carrier.route(carrier.name, 8400 + i, { host: lab.backend.address4, port: targets[i]!.port }),
+    ),
+  )
+  const connect = (i: number) => here[i]!.connect(lab.client, lab.gateway.clientSide4, 8400 + i)
+  const serves = async () => {
+    for (const i of here.keys()) {
+      const peer = await connect(i)
+      peer.write('well?')
+      await until(() => peer.heard === 'well?', 5000, `${here[i]!.name} serves`)
+      peer.finish()
+      await peer.gone
+    }
+  }
+  await serves()
+  const before = await footprint(gateway)
+  const seed = Math.floor(Math.random() * 2 ** 32)
+  const { below } = randomOf(seed)
+  let [going, stood] = [true, 0]
+  const one = async () => {
+    while (going) {
+      const peer = await connect(below(here.length)).catch(() => null)
+      if (!peer) continue
+      stood++
+      peer.stream('up', 1 + below(MIB))
+      await Bun.sleep(below(40))
+      if (below(2)) peer.reset()
+      else peer.finish()
+      // The one that dies takes its connections with it: none may wait for ever.
+      await peer.gone
+    }
+  }
+  const storm = Array.from({ length: 30 }, one)
+  for (let life = 1; life <= 2; life++) {
+    const { worker, connections } = await until(
+      async () => {
+        const status = await gateway.status()
+        return status.worker.restarts === life - 1 && status.connections.proxied > 5 && status
+      },
+      10_000,
+      'the storm is on',
+    )
+    process.kill(worker.pid, 'SIGKILL')
+    console.log(`seed ${seed}: killed with ${connections.proxied} connections`)
+    await until(async () => (await gateway.status()).worker.restarts === life, 10_000, 'the next one is there')
+  }
+  await serves()
+  going = false
+  await Promise.all(storm)
+  await asBefore(gateway, before, performance.now(), 'after two deaths')
+  const records = closed(gateway)
+  const counts = sound(records)
+  console.log(`seed ${seed}: ${stood} clients, ${records.length} records, ${Bun.inspect(counts)}`)
+  expect(counts.worker_died).toBeGreaterThan(0)
+  await until(() => targets.every((target) => target.live().length === 0), 5000, 'no target waits')
+  expect((await gateway.status()).anomalies).toBe(0)
+}, 60_000)
+
 const LORIS = Math.ceil(5000 / slowness)
 /** What one of them may cost: what is held of a hello; for TLS a handshake that has begun. */
 const LORIS_KIB_MAX = { splice: 8, terminate: 32 }
