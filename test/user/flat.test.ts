@@ -9,8 +9,8 @@ import { echo, forward, open, route } from './plane.ts'
 
 const COUNT = 2000
 const AT_ONCE = 50
-/** Of one kind; caches and pools of the engine come and go. */
-const GROWTH_MAX = COUNT / 10
+/** Of one kind: one object for each connection that leaves in one of the two ways would be more. Caches of the engine come and go. */
+const GROWTH_MAX = COUNT / 3
 const NAME = 'flat.test'
 const TERMINATE: UserTls = {
   mode: 'terminate',
