@@ -166,3 +166,14 @@ export const EVENT_STALLED_BEATS_MAX = 4
 
 /** How often refusals are told and states of routes are looked at, while somebody listens. */
 export const EVENT_LOOK_MS = 1000
+
+/** Routes of which it is kept how fast they carry: those that carried something within the hour, 4 KiB each. Above: the next one is
+ * told as unknown until another has rested for an hour. */
+export const THROUGHPUT_ROUTES_MAX = 16_384
+
+/** Routes whose totals are compared before others have their turn: about 0.5 us each. */
+export const THROUGHPUT_ROUTES_PER_TURN = 2000
+
+/** How far before now the rates of what the kernel carries may end, while its counters are not read. Above: what is not known yet
+ * counts as nothing. */
+export const RATES_LAG_MS_MAX = 10_000

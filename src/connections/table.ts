@@ -171,6 +171,11 @@ export class ConnectionTable {
     return this.#route(route).shown
   }
 
+  /** Of every route that has any, by name. */
+  *allTotals(): Generator<[string, RouteTotals]> {
+    for (const [name, { shown }] of this.#routes) yield [name, shown]
+  }
+
   #route(name: string): RouteAccount {
     const known = this.#routes.get(name)
     if (known) return known
