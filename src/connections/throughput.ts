@@ -1,7 +1,7 @@
 // How fast each route and the whole gateway carry: what the totals grow by from look to look, as seconds and minutes. Pure:
 // whoever looks brings the clock.
 //
-// How fine that is depends on how the totals grow. Of what user space carries they are about a second old. What the kernel
+// How fine that is depends on how the totals grow. What user space carries they learn once a second. What the kernel
 // carries they learn when conntrack is read (every 5 s; with very many flows, or where only long deadlines need it, up to
 // every 60 s; at once when somebody asks for rates) and when a flow ends. What one reading brings was carried since the
 // reading before: it is spread evenly over that time, and the rates of such a route are those until the last reading. So no
@@ -41,8 +41,10 @@ export type Counted = Pick<
 /** By a clock that is never set. */
 export interface Look {
   nowMs: number
-  /** What kernel flows carried is in the totals up to here. */
-  readMs: number
+  /** What user space carried is in the totals up to here. */
+  userMs: number
+  /** And what the kernel carried. */
+  kernelMs: number
 }
 
 const NOTHING: Readonly<Moved> = { bytesIn: 0, bytesOut: 0, opened: 0, closed: 0 }
@@ -66,7 +68,7 @@ interface Entry {
   look: number
   /** It last grew, and last by what the kernel carried. */
   activeMs: number
-  kernelMs: number
+  byKernelMs: number
   /** null: nothing in all that time, or too many routes have them. */
   seconds: Ring | null
   minutes: Ring | null
@@ -83,7 +85,7 @@ const newEntry = (): Entry => ({
   now: 0,
   look: 0,
   activeMs: -Infinity,
-  kernelMs: -Infinity,
+  byKernelMs: -Infinity,
   seconds: null,
   minutes: null,
 })
@@ -94,7 +96,7 @@ export class Throughput {
   #looking: Promise<void> = Promise.resolve()
   #looks = 0
   #first: Look | null = null
-  #last: Look = { nowMs: 0, readMs: 0 }
+  #last: Look = { nowMs: 0, userMs: 0, kernelMs: 0 }
   /** Routes that have rings. */
   #kept = 0
 
@@ -110,12 +112,15 @@ export class Throughput {
     return done
   }
 
-  async #look({ nowMs, readMs }: Look) {
+  async #look(now: Look) {
     const isFirst = this.#first === null
     const look = ++this.#looks
+    const { nowMs } = now
     const since: Span = { fromMs: this.#last.nowMs, toMs: nowMs }
-    // What the kernel told without being read is of flows that have ended.
-    const sinceRead = readMs > this.#last.readMs ? { fromMs: this.#last.readMs, toMs: readMs } : since
+    // What was told without a reading is of connections that have ended.
+    const told = (key: 'userMs' | 'kernelMs'): Span =>
+      now[key] > this.#last[key] ? { fromMs: this.#last[key], toMs: now[key] } : since
+    const [sinceUser, sinceKernel] = [told('userMs'), told('kernelMs')]
     const [byUser, byKernel] = [{ ...NOTHING }, { ...NOTHING }]
     let seen = 0
     await inTurns(this.totals(), THROUGHPUT_ROUTES_PER_TURN, ([name, totals]) => {
@@ -125,19 +130,23 @@ export class Throughput {
       const { packets } = entry
       const more = growth(entry, totals)
       if (!more || isFirst) return this.#rest(entry, nowMs)
+      // Only of kernel flows are packets known.
       const isKernel = entry.packets !== packets
       entry.activeMs = nowMs
-      if (isKernel) entry.kernelMs = this.#gateway.kernelMs = nowMs
-      const sum = isKernel ? byKernel : byUser
-      addTo(sum, more)
-      if (this.#keep(entry)) put(entry, more, since, isKernel ? sinceRead : since)
+      if (isKernel) entry.byKernelMs = this.#gateway.byKernelMs = nowMs
+      addTo(isKernel ? byKernel : byUser, more)
+      if (this.#keep(entry)) put(entry, more, since, isKernel ? sinceKernel : sinceUser)
     })
     if (this.#routes.size > seen) this.#forgetUnseen(look)
-    this.#first ??= { nowMs, readMs }
-    this.#last = { nowMs, readMs: Math.max(readMs, this.#last.readMs) }
+    this.#first ??= now
+    this.#last = {
+      nowMs,
+      userMs: Math.max(now.userMs, this.#last.userMs),
+      kernelMs: Math.max(now.kernelMs, this.#last.kernelMs),
+    }
     if (isFirst) return
-    put(this.#gateway, byUser, since, since)
-    put(this.#gateway, byKernel, since, sinceRead)
+    put(this.#gateway, byUser, since, sinceUser)
+    put(this.#gateway, byKernel, since, sinceKernel)
   }
 
   #entry(name: string): Entry {
@@ -186,11 +195,16 @@ export class Throughput {
     if (!entry || (route !== null && nowMs - entry.activeMs > SECONDS * SECOND_MS)) return NO_RATES
     const { seconds } = entry
     if (!seconds) return null
-    const isKernel = nowMs - entry.kernelMs <= SECONDS * SECOND_MS
-    const knownMs = isKernel ? Math.max(Math.min(nowMs, this.#last.readMs), nowMs - RATES_LAG_MS_MAX) : nowMs
-    const end = Math.floor(knownMs / SECOND_MS)
+    const end = Math.floor(this.#knownMs(entry) / SECOND_MS)
     const over = (length: number) => amounts(seconds, end - length, end, length)
     return { '1s': over(1), '10s': over(10), '60s': over(60) }
+  }
+
+  /** What it carried is in the totals up to here; what is not known for long counts as nothing. */
+  #knownMs({ byKernelMs }: Entry): number {
+    const { nowMs, userMs, kernelMs } = this.#last
+    const isKernel = nowMs - byKernelMs <= SECONDS * SECOND_MS
+    return Math.max(Math.min(nowMs, userMs, isKernel ? kernelMs : Infinity), nowMs - RATES_LAG_MS_MAX)
   }
 
   /** The last hour at most, oldest minute first; the last one is under way. @param route null: the gateway. */

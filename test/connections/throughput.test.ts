@@ -13,8 +13,9 @@ class Bench {
   readonly totals = new Map<string, Counted>()
   readonly throughput = new Throughput(() => this.totals)
   nowMs = 500
-  /** undefined: whatever the kernel carries is always known. */
-  readMs: number | undefined
+  /** undefined: whatever is carried is known at once. */
+  userMs: number | undefined
+  kernelMs: number | undefined
 
   total(name: string): Counted {
     let total = this.totals.get(name)
@@ -27,7 +28,8 @@ class Bench {
   }
 
   look() {
-    return this.throughput.look({ nowMs: this.nowMs, readMs: this.readMs ?? this.nowMs })
+    const { nowMs, userMs = nowMs, kernelMs = nowMs } = this
+    return this.throughput.look({ nowMs, userMs, kernelMs })
   }
 
   /** Looks once a second, for so many of them. */
@@ -44,6 +46,7 @@ class Bench {
   }
 }
 
+const at = (ms: number) => ({ nowMs: ms, userMs: ms, kernelMs: ms })
 const sum = (list: Moved[], field: keyof Moved) => list.reduce((all, one) => all + one[field], 0)
 
 test('M2: an amount is spread over its time in whole numbers that add up to it, also backwards', () => {
@@ -148,15 +151,15 @@ test('M2: looks that overlap take every byte once', async () => {
 test('M2: what the kernel carried comes every five seconds, and is shown as the steady flow that it was', async () => {
   const bench = new Bench()
   const kernel = bench.total('kernel')
-  bench.readMs = bench.nowMs
+  bench.kernelMs = bench.nowMs
   await bench.look()
   const seen: number[] = []
   await bench.pass(90, (second) => {
     if (second % 5 === 4) {
-      const readMs = bench.nowMs + 900
-      kernel.bytesOut += (readMs - bench.readMs!) * 100
+      const kernelMs = bench.nowMs + 900
+      kernel.bytesOut += (kernelMs - bench.kernelMs!) * 100
       kernel.packetsOut += 1000
-      bench.readMs = readMs
+      bench.kernelMs = kernelMs
     }
     if (second > 70)
       seen.push(bench.throughput.rates('kernel')!['1s'].bytesOut, bench.throughput.rates(null)!['1s'].bytesOut)
@@ -168,6 +171,26 @@ test('M2: what the kernel carried comes every five seconds, and is shown as the 
   await bench.pass(20)
   expect(bench.throughput.rates('kernel')!['1s'].bytesOut).toBe(0)
   expect(bench.throughput.rates('kernel')!['60s'].bytesOut).toBeGreaterThan(0)
+})
+
+test('M2: somebody who asks all the time changes no rate', async () => {
+  const bench = new Bench()
+  const web = bench.total('web')
+  bench.userMs = bench.nowMs
+  await bench.look()
+  const seen: number[] = []
+  for (let tenth = 1; tenth <= 200; tenth++) {
+    bench.nowMs += 100
+    // Connections are counted once a second, and looked at ten times.
+    if (tenth % 10 === 0) {
+      web.bytesIn += 50_000
+      bench.userMs = bench.nowMs
+    }
+    await bench.look()
+    if (tenth > 20) seen.push(bench.throughput.rates('web')!['1s'].bytesIn)
+  }
+  expect(new Set(seen)).toEqual(new Set([50_000]))
+  expect(sum(bench.history('web'), 'bytesIn')).toBe(web.bytesIn)
 })
 
 test('M2: the last hour, minute by minute, adds up to the totals', async () => {
@@ -208,12 +231,12 @@ test('M2: what turns out to belong to another route is taken back, and no rate i
     bytesIn: 300,
     bytesOut: 0,
   } as const
-  await throughput.look({ nowMs: 0, readMs: 0 })
+  await throughput.look(at(0))
   table.ingest({ opened: [{ ...record }], changed: [], settled: [], refused: [] })
-  await throughput.look({ nowMs: 1000, readMs: 1000 })
+  await throughput.look(at(1000))
   expect(throughput.rates('')!['1s']).toMatchObject({ bytesIn: 300, opened: 1 })
   table.ingest({ opened: [], changed: [{ id: 'a', route: 'web', bytesIn: 500 }], settled: [], refused: [] })
-  await throughput.look({ nowMs: 2000, readMs: 2000 })
+  await throughput.look(at(2000))
   expect(throughput.rates('')!['1s']).toEqual(nothing)
   expect(throughput.rates('')!['10s']).toEqual(nothing)
   expect(throughput.rates('web')!['1s']).toMatchObject({ bytesIn: 500, opened: 1 })
