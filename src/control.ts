@@ -438,6 +438,8 @@ export class Control implements Gateway {
     switch (message.type) {
       case 'connections':
         return this.table.ingest(message)
+      case 'counted':
+        return this.table.sampled(message.counts)
       case 'applied':
         this.#applied = {
           generation: message.generation,

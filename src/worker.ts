@@ -93,6 +93,9 @@ export async function runWorker(): Promise<void> {
       case 'sample':
         channel.send({ type: 'sampled', request: message.request, counts: plane.sample() })
         return
+      case 'count':
+        void plane.tellCounts((counts, isLast) => channel.send({ type: 'counted', counts, isLast }))
+        return
       case 'stop':
         void plane.stop(message.graceMs).then(() => channel.send({ type: 'stopped' }))
         return

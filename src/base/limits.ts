@@ -167,6 +167,13 @@ export const EVENT_STALLED_BEATS_MAX = 4
 /** How often refusals are told and states of routes are looked at, while somebody listens. */
 export const EVENT_LOOK_MS = 1000
 
+/** Live connections whose counts are read before others have their turn: about a microsecond each, and as much again to tell. */
+export const COUNTS_PER_TURN = 1000
+
+/** Counting live connections, and reading the kernel's counters for somebody who asks for rates, takes at most one part in this many
+ * of the time. */
+export const COUNTING_SHARE = 50
+
 /** Routes of which it is kept how fast they carry: those that carried something within the hour, 4 KiB each. Above: the next one is
  * told as unknown until another has rested for an hour. */
 export const THROUGHPUT_ROUTES_MAX = 16_384

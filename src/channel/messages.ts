@@ -1,5 +1,5 @@
 // Everything control and worker say to each other. One JSON object a line; descriptors travel beside it (descriptors.ts).
-import type { ConnectionEvents } from '../connections/record.ts'
+import type { ConnectionEvents, ConnectionRecord } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { Limits, PlannedListener, UserRoute } from '../plan/types.ts'
 
@@ -63,6 +63,8 @@ export interface DialReport {
   reason?: CloseReason
 }
 
+export type ConnectionCounts = Pick<ConnectionRecord, 'id' | 'bytesIn' | 'bytesOut'>
+
 export type ToWorker =
   /** Descriptors were sent: take them now. The plan that names them follows. */
   | { type: 'descriptors' }
@@ -77,6 +79,8 @@ export type ToWorker =
   /** Closes every connection of a route: at once, or after deadlineMs. */
   | { type: 'drain'; route: string; deadlineMs: number }
   | { type: 'sample'; request: number }
+  /** What live connections have carried, as far as it was not told before. */
+  | { type: 'count' }
   /** Stop accepting, let connections finish for graceMs, cut the rest, exit. */
   | { type: 'stop'; graceMs: number }
 
@@ -92,6 +96,8 @@ export type ToControl =
       request: number
       counts: { id: string; bytesIn: number; bytesOut: number; state: 'opening' | 'open' | 'half-closed' | 'closing' }[]
     }
+  /** Answers a count, in several pieces where there is much to tell. */
+  | { type: 'counted'; counts: ConnectionCounts[]; isLast: boolean }
   /** Accepting has paused for want of descriptors, or goes on; or the limit of descriptors is another. */
   | { type: 'accepting'; paused: boolean; limit: number }
   /** The sweep found so many connections that nothing would have ended any more, and ended them. */

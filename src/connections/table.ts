@@ -51,7 +51,7 @@ interface RouteAccount {
   shown: RouteTotals & { targets: Map<string, TargetTotals> }
 }
 
-type Count = Pick<ConnectionRecord, 'id' | 'bytesIn' | 'bytesOut' | 'state'>
+type Count = Pick<ConnectionRecord, 'id' | 'bytesIn' | 'bytesOut'> & Partial<Pick<ConnectionRecord, 'state'>>
 
 export class ConnectionTable {
   readonly #proxied = new Map<string, ConnectionRecord>()

@@ -36,6 +36,7 @@ export class Supervisor {
   #stopped: (() => void) | undefined
   #samples = new Map<number, (counts: Sampled['counts']) => void>()
   #nextSample = 1
+  #counted: ((all: boolean) => void) | undefined
   pid: number | null = null
   uid: number | null = null
   restarts = 0
@@ -81,6 +82,7 @@ export class Supervisor {
       this.accepting = !message.paused
       this.descriptorsMax = message.limit
     }
+    if (message.type === 'counted' && message.isLast) this.#counted?.(true)
     if (message.type === 'sampled') {
       this.#samples.get(message.request)?.(message.counts)
       this.#samples.delete(message.request)
@@ -96,6 +98,7 @@ export class Supervisor {
     this.accepting = true
     for (const answer of this.#samples.values()) answer([])
     this.#samples.clear()
+    this.#counted?.(false)
     this.#stopped?.()
     if (this.#stopping) return
     this.options.onDeath(idPrefix, child.signalCode ? `by ${child.signalCode}` : `with exit code ${child.exitCode}`)
@@ -165,6 +168,20 @@ export class Supervisor {
       resolve(counts)
     })
     this.#channel.send({ type: 'sample', request })
+    return promise
+  }
+
+  /** Has the worker tell what live connections have carried since they were counted last. Resolves when it has told all of it;
+   *  false: it did not, in time. One at a time. */
+  count(): Promise<boolean> {
+    if (!this.#channel) return Promise.resolve(false)
+    const { promise, resolve } = Promise.withResolvers<boolean>()
+    const timer = setTimeout(() => resolve(false), SAMPLE_MS_MAX)
+    this.#counted = (all) => {
+      clearTimeout(timer)
+      resolve(all)
+    }
+    this.#channel.send({ type: 'count' })
     return promise
   }
 

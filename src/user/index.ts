@@ -8,6 +8,7 @@ import type { ConnectionEvents } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { PlannedListener, UserRoute } from '../plan/types.ts'
 import { Connection, type Services } from './connection.ts'
+import { countsOf } from './counts.ts'
 import { Accepting } from './descriptors.ts'
 import { Dial } from './dial.ts'
 import { Dials } from './dials.ts'
@@ -41,6 +42,8 @@ const DESCRIPTORS_OF_LISTENER = 2
 export class UserPlane implements Services {
   readonly timers: Timers
   readonly table = new Map<string, Connection>()
+  /** What live connections have carried, as far as it was not told before. */
+  readonly tellCounts = countsOf(this.table)
   readonly reporter: Reporter
   readonly dials: Dials
   readonly everyone = new Everyone()
