@@ -174,6 +174,12 @@ export const COUNTS_PER_TURN = 1000
  * of the time. */
 export const COUNTING_SHARE = 50
 
+/** Routes that are named of one client. Above: the rest is not named. */
+export const CLIENT_ROUTES_MAX = 20
+
+/** Clients in one answer. Above: 400. */
+export const CLIENTS_LISTED_MAX = 10_000
+
 /** Routes of which it is kept how fast they carry: those that carried something within the hour, 4 KiB each. Above: the next one is
  * told as unknown until another has rested for an hour. */
 export const THROUGHPUT_ROUTES_MAX = 16_384
