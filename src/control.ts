@@ -10,6 +10,7 @@ import type { ToControl, WorkerPlan } from './channel/messages.ts'
 import { check, type Checked } from './config/check.ts'
 import { loadConfig } from './config/load.ts'
 import type { Config } from './config/schema.ts'
+import { Clients } from './connections/clients.ts'
 import type { ConnectionRecord } from './connections/record.ts'
 import type { HealthChange } from './connections/health.ts'
 import { ConnectionTable } from './connections/table.ts'
@@ -204,10 +205,12 @@ export class Control implements Gateway {
       accessLog: this.#accessLog,
       routes: () => this.#plan.routes,
       kernel: () => this.#kernel.plane,
+      usableKernel: () => this.#kernel.usable,
       drains,
       health: (route, endpoint) => this.#health.of(route, endpoint),
       worker: () => this.#supervisor.view,
       refresh: () => this.#refresh(),
+      count: () => this.#supervisor.count(),
     })
   }
 
@@ -506,12 +509,18 @@ export class Control implements Gateway {
       conntrack: this.#observation?.capacity ?? null,
       drains: this.#operatorDrains?.size ?? 0,
       anomalies: this.table.anomalies,
+      rates: this.#observation?.rates.rates(null) ?? null,
+      history: this.#observation?.rates.history(null) ?? [],
     }
   }
 
   async routes() {
     await this.#planned.promise
-    return this.#plan.routes.map((route) => routeView(route, this.#carried(route), this.table.totals(route.name)))
+    const rates = this.#observation?.rates
+    await rates?.refresh()
+    return this.#plan.routes.map((route) =>
+      routeView(route, this.#carried(route), this.table.totals(route.name), rates?.rates(route.name) ?? null),
+    )
   }
 
   *#routesNow() {
@@ -562,6 +571,21 @@ export class Control implements Gateway {
     const records = [...this.table.records()]
     await inTurns(this.#kernel.plane?.flows.records() ?? [], RECORDS_PER_TURN, (record) => records.push(record))
     return records
+  }
+
+  async clients(limit: number) {
+    await this.#refresh()
+    const clients = new Clients()
+    await inTurns(this.table.records(), RECORDS_PER_TURN, (record) => clients.add(record))
+    await inTurns(this.#kernel.plane?.flows.records() ?? [], RECORDS_PER_TURN, (record) => clients.add(record))
+    return { clients: clients.busiest(limit), total: clients.size }
+  }
+
+  async history(route: string) {
+    await this.#planned.promise
+    if (!this.#plan.routes.some(({ name }) => name === route)) return null
+    await this.#observation?.rates.refresh()
+    return this.#observation?.rates.history(route) ?? []
   }
 
   async close(id: string): Promise<boolean> {

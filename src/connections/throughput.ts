@@ -43,8 +43,8 @@ export interface Look {
   nowMs: number
   /** What user space carried is in the totals up to here. */
   userMs: number
-  /** And what the kernel carried. */
-  kernelMs: number
+  /** And what the kernel carried. null: it has not said yet what it carries; when that was carried will not be known. */
+  kernelMs: number | null
 }
 
 const NOTHING: Readonly<Moved> = { bytesIn: 0, bytesOut: 0, opened: 0, closed: 0 }
@@ -118,9 +118,10 @@ export class Throughput {
     const { nowMs } = now
     const since: Span = { fromMs: this.#last.nowMs, toMs: nowMs }
     // What was told without a reading is of connections that have ended.
-    const told = (key: 'userMs' | 'kernelMs'): Span =>
-      now[key] > this.#last[key] ? { fromMs: this.#last[key], toMs: now[key] } : since
-    const [sinceUser, sinceKernel] = [told('userMs'), told('kernelMs')]
+    const told = (fromMs: number, toMs: number): Span => (toMs > fromMs ? { fromMs, toMs } : since)
+    const sinceUser = told(this.#last.userMs, now.userMs)
+    const isKernelKnown = now.kernelMs !== null && this.#last.kernelMs !== null
+    const sinceKernel = isKernelKnown ? told(this.#last.kernelMs!, now.kernelMs!) : since
     const [byUser, byKernel] = [{ ...NOTHING }, { ...NOTHING }]
     let seen = 0
     await inTurns(this.totals(), THROUGHPUT_ROUTES_PER_TURN, ([name, totals]) => {
@@ -132,6 +133,7 @@ export class Throughput {
       if (!more || isFirst) return this.#rest(entry, nowMs)
       // Only of kernel flows are packets known.
       const isKernel = entry.packets !== packets
+      if (isKernel && !isKernelKnown) return this.#rest(entry, nowMs)
       entry.activeMs = nowMs
       if (isKernel) entry.byKernelMs = this.#gateway.byKernelMs = nowMs
       addTo(isKernel ? byKernel : byUser, more)
@@ -142,7 +144,7 @@ export class Throughput {
     this.#last = {
       nowMs,
       userMs: Math.max(now.userMs, this.#last.userMs),
-      kernelMs: Math.max(now.kernelMs, this.#last.kernelMs),
+      kernelMs: now.kernelMs && Math.max(now.kernelMs, this.#last.kernelMs ?? 0),
     }
     if (isFirst) return
     put(this.#gateway, byUser, since, sinceUser)
@@ -204,7 +206,7 @@ export class Throughput {
   #knownMs({ byKernelMs }: Entry): number {
     const { nowMs, userMs, kernelMs } = this.#last
     const isKernel = nowMs - byKernelMs <= SECONDS * SECOND_MS
-    return Math.max(Math.min(nowMs, userMs, isKernel ? kernelMs : Infinity), nowMs - RATES_LAG_MS_MAX)
+    return Math.max(Math.min(nowMs, userMs, isKernel ? (kernelMs ?? 0) : Infinity), nowMs - RATES_LAG_MS_MAX)
   }
 
   /** The last hour at most, oldest minute first; the last one is under way. @param route null: the gateway. */

@@ -1,5 +1,5 @@
-// What is kept, told and warned of while the gateway runs: totals on disk, refusals and long connections in the access log,
-// metrics, and the room that the conntrack table has. Control works the same without it.
+// What is kept, told and warned of while the gateway runs: totals on disk, rates, refusals and long connections in the access
+// log, metrics, and the room that the conntrack table has. Control works the same without it.
 import { VERSION } from '../base/about.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { ConnectionTable } from '../connections/table.ts'
@@ -12,6 +12,7 @@ import { OpenReports } from '../observe/open.ts'
 import { RefusalLog } from '../observe/refusals.ts'
 import type { PlannedRoute } from '../plan/types.ts'
 import type { Drains } from './drains.ts'
+import { RateWatch } from './rates.ts'
 import { isNamed, targetViews, type EndpointHealth } from './targets.ts'
 import { TotalsFile } from './totals.ts'
 
@@ -23,12 +24,16 @@ export interface Observed {
   accessLog: AccessLog | undefined
   routes(): readonly PlannedRoute[]
   kernel(): KernelPlane | undefined
+  /** Once it has taken over what an earlier life left. */
+  usableKernel(): KernelPlane | undefined
   drains: Drains
   /** undefined: it is not watched. */
   health(route: string, endpoint: string): EndpointHealth | undefined
   worker(): WorkerView
   /** Counts of live connections are as new as they can be when it resolves. */
   refresh(): Promise<void>
+  /** Counts of live proxied connections are in the table when it resolves; false: the worker does not answer. */
+  count(): Promise<boolean>
 }
 
 export class Observation {
@@ -40,6 +45,7 @@ export class Observation {
   private constructor(
     private readonly observed: Observed,
     private readonly totals: TotalsFile,
+    readonly rates: RateWatch,
   ) {
     const { log, table, accessLog } = observed
     this.#capacity = new CapacityWatch(log)
@@ -60,7 +66,16 @@ export class Observation {
 
   /** Call before anything is counted: the totals go on where they were. */
   static async begin(observed: Observed): Promise<Observation> {
-    return new Observation(observed, await TotalsFile.load(observed.totalsFile, observed.table, observed.log))
+    const { table, log } = observed
+    const totals = await TotalsFile.load(observed.totalsFile, table, log)
+    const rates = await RateWatch.begin({
+      totals: () => table.allTotals(),
+      proxied: () => table.size,
+      count: () => observed.count(),
+      kernel: () => observed.usableKernel() ?? null,
+      onError: (error) => log('warn', error.message),
+    })
+    return new Observation(observed, totals, rates)
   }
 
   /** When the totals of an earlier life were stored; null: there was none. */
@@ -74,6 +89,7 @@ export class Observation {
 
   start() {
     this.totals.start()
+    this.rates.start()
     this.#capacity.start()
     this.#openReports?.start()
   }
@@ -81,6 +97,7 @@ export class Observation {
   /** Once every connection has settled, and before the access log is closed. */
   async stop(): Promise<void> {
     this.#capacity.stop()
+    this.rates.stop()
     this.#openReports?.stop()
     this.#refusals?.flush()
     await this.totals.stop()

@@ -1,5 +1,6 @@
 // A route as the admin API and the command line show it.
 import type { RouteTotals } from '../connections/table.ts'
+import type { Rates } from '../connections/throughput.ts'
 import type { KernelPhase } from './kernel-start.ts'
 import type { PlannedRoute } from '../plan/types.ts'
 
@@ -46,7 +47,7 @@ export function carriedNow(route: PlannedRoute, facts: CarriedFacts): Carried {
   return { carrier: 'user', state: 'applying', reason: 'in user space until its rules are in the kernel' }
 }
 
-export const routeView = (route: PlannedRoute, carried: Carried, totals: RouteTotals) => ({
+export const routeView = (route: PlannedRoute, carried: Carried, totals: RouteTotals, rates: Rates | null) => ({
   name: route.name,
   ...carried,
   planned: route.carrier,
@@ -58,6 +59,8 @@ export const routeView = (route: PlannedRoute, carried: Carried, totals: RouteTo
   total: totals.total,
   bytesIn: totals.bytesIn,
   bytesOut: totals.bytesOut,
+  /** A second; null: so many other routes are busy that it is not known. */
+  rates,
   packetsIn: totals.packetsIn,
   packetsOut: totals.packetsOut,
   reasons: totals.reasons,

@@ -2,7 +2,7 @@
 // does to one of them.
 import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { dirname } from 'node:path'
-import { FLOW_CUTS_PER_TURN, NAMES_KEPT_MAX } from '../base/limits.ts'
+import { COUNTING_SHARE, FLOW_CUTS_PER_TURN, NAMES_KEPT_MAX } from '../base/limits.ts'
 import { inTurns } from '../base/turns.ts'
 import { FlowTable, type Adoption } from '../connections/flows.ts'
 import { isOver, TCP } from '../connections/native-flow.ts'
@@ -31,6 +31,7 @@ const MARK_MASK = 0xff000000
 const RESYNC_PAUSE_MS_MAX = 1000
 /** A listing younger than this is fresh enough for another look. */
 const FRESH_MS = 500
+const RECENT_MS = 1000
 
 type Log = (level: 'debug' | 'info' | 'warn' | 'error', message: string, fields?: Record<string, unknown>) => void
 
@@ -283,6 +284,18 @@ export class KernelPlane {
   /** Byte counts of all flows, at most half a second old. */
   async fresh() {
     if (performance.now() - this.#lastResync.atMs > FRESH_MS && this.flows.size > 0) await this.resync()
+  }
+
+  /** What flows have carried was told up to here, by performance.now(). */
+  get readMs(): number {
+    return this.flows.size > 0 ? this.#lastResync.atMs : performance.now()
+  }
+
+  /** For somebody who looks again and again: byte counts about a second old, older ones where reading them takes long. */
+  async recent() {
+    const { atMs, tookMs } = this.#lastResync
+    const isRecent = performance.now() - atMs < Math.max(RECENT_MS, tookMs * COUNTING_SHARE)
+    if (!isRecent && !this.#dump) await this.fresh()
   }
 
   /** Ends one flow at both ends. false: there is no such flow. */

@@ -3,9 +3,12 @@
 import { chmod, mkdir, rm } from 'node:fs/promises'
 import { connect } from 'node:net'
 import { dirname } from 'node:path'
+import { CLIENTS_LISTED_MAX } from '../base/limits.ts'
 import { turn } from '../base/turns.ts'
 import type { Problem } from '../config/check.ts'
+import type { ClientView } from '../connections/clients.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
+import type { Minute } from '../connections/throughput.ts'
 import type { Events } from './events.ts'
 
 /** What control lets the API see and do. */
@@ -14,6 +17,10 @@ export interface Gateway {
   routes(): Promise<Record<string, unknown>[]>
   targets(): Promise<TargetView[]>
   connections(): Promise<ConnectionRecord[]>
+  /** The busiest, of so many in all. */
+  clients(limit: number): Promise<{ clients: ClientView[]; total: number }>
+  /** null: there is no such route. */
+  history(route: string): Promise<Minute[] | null>
   close(id: string): Promise<boolean>
   /** @param request a DrainRequest, as it came: it is checked there. */
   drain(request: unknown): Promise<DrainAnswer>
@@ -73,6 +80,7 @@ export interface Exposition {
 
 /** A client on this machine takes what is meant for it within a moment. */
 const LAST_ANSWERS_MS_MAX = 250
+const CLIENTS_LISTED = 20
 const BODY_BYTES_MAX = 64 * 1024 * 1024
 /** bind(2): sun_path is 108 bytes. */
 const PATH_BYTES_MAX = 107
@@ -127,6 +135,22 @@ export class AdminServer {
           },
         },
         '/v1/connections': { GET: async () => list('connections', await gateway.connections()) },
+        '/v1/clients': {
+          GET: async (request) => {
+            const limit = new URL(request.url).searchParams.get('limit') ?? String(CLIENTS_LISTED)
+            return /^[0-9]+$/.test(limit) && Number(limit) >= 1 && Number(limit) <= CLIENTS_LISTED_MAX
+              ? Response.json(await gateway.clients(Number(limit)))
+              : Response.json({ error: `limit is a number from 1 to ${CLIENTS_LISTED_MAX}` }, { status: 400 })
+          },
+        },
+        '/v1/routes/:name/history': {
+          GET: async (request) => {
+            const history = await gateway.history(request.params.name)
+            return history
+              ? Response.json({ history })
+              : Response.json({ error: `no route ${request.params.name}` }, { status: 404 })
+          },
+        },
         '/v1/connections/:id': {
           DELETE: async (request) =>
             (await gateway.close(request.params.id))
