@@ -1,5 +1,6 @@
 // The commands that talk to a running gateway: clients of its admin API.
 import type { ConnectionRecord } from '../connections/record.ts'
+import type { Moved, Rates } from '../connections/throughput.ts'
 import { DEFAULT_SOCKET } from '../base/about.ts'
 import type { Problem } from '../config/check.ts'
 import { loadConfig } from '../config/load.ts'
@@ -86,14 +87,18 @@ interface RouteView {
   total: number
   bytesIn: number
   bytesOut: number
+  rates: Rates | null
   listens: { address: string | null; from: number; to: number }[]
 }
 
+/** The hour of history is for programs: --json has it. */
+type StatusView = Record<string, unknown> & { rates: Rates | null; history: unknown }
+
 const VIEWS = {
-  status: (status: Record<string, unknown>) => `${lines(status)}\n`,
+  status: ({ rates, history: _, ...status }: StatusView) => `${lines({ ...status, rates: ratesInWords(rates) })}\n`,
   routes: ({ routes }: { routes: RouteView[] }) =>
     table(
-      ['ROUTE', 'LISTENS', 'CARRIER', 'STATE', 'NOW', 'TOTAL', 'IN', 'OUT', 'WHY'],
+      ['ROUTE', 'LISTENS', 'CARRIER', 'STATE', 'NOW', 'TOTAL', 'IN', 'OUT', 'IN/S', 'OUT/S', 'WHY'],
       routes.map((route) => [
         route.name,
         route.listens
@@ -105,6 +110,8 @@ const VIEWS = {
         String(route.total),
         size(route.bytesIn),
         size(route.bytesOut),
+        route.rates ? size(route.rates['10s'].bytesIn) : '?',
+        route.rates ? size(route.rates['10s'].bytesOut) : '?',
         route.reason,
       ]),
     ),
@@ -151,8 +158,16 @@ function lines(value: Record<string, unknown>, indent = ''): string {
     .join('\n')
 }
 
+const ratesInWords = (rates: Rates | null) =>
+  Object.fromEntries(
+    Object.entries(rates ?? {}).map(([window, { bytesIn, bytesOut, opened }]: [string, Moved]) => [
+      window,
+      `in ${size(bytesIn)}/s, out ${size(bytesOut)}/s, ${Math.round(opened * 10) / 10} connections/s`,
+    ]),
+  )
+
 function size(bytes: number): string {
   const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB']
   const unit = Math.min(Math.floor(Math.log2(Math.max(bytes, 1)) / 10), units.length - 1)
-  return unit === 0 ? `${bytes} B` : `${(bytes / 2 ** (unit * 10)).toFixed(1)} ${units[unit]}`
+  return unit === 0 ? `${Math.round(bytes)} B` : `${(bytes / 2 ** (unit * 10)).toFixed(1)} ${units[unit]}`
 }
