@@ -205,16 +205,17 @@ ssize_t relay_listen_to(struct relay_pair *pair, void *into, size_t most)
   ssize_t n = recv(pair->fd[SLUICE_CLIENT], into, most, MSG_DONTWAIT);
   if (n > 0) {
     pair->listening = false;
-    pair->readable[SLUICE_CLIENT] = (size_t)n == most || pair->hung_up[SLUICE_CLIENT];
+    pair->readable[SLUICE_CLIENT] = (size_t)n == most || pair->hung_up[SLUICE_CLIENT] || pair->marked[SLUICE_CLIENT];
     pair->half_side = SLUICE_CLIENT;
-    pair->half_pending |= pair->hung_up[SLUICE_CLIENT]; /* it came with these bytes, and its edge was theirs */
+    pair->half_pending |= pair->hung_up[SLUICE_CLIENT] && !pair->fin_told; /* it came with these bytes, and its edge was theirs */
   } else if (n == 0) {
     pair->listening = false;
     pair->half_side = SLUICE_CLIENT;
     pair->half_pending = true;
-  } else if (errno == EAGAIN || errno == EINTR)
+  } else if (errno == EAGAIN || errno == EINTR) {
     pair->readable[SLUICE_CLIENT] = errno == EINTR;
-  else
+    pair->marked[SLUICE_CLIENT] = false;
+  } else
     relay_finish(pair, SLUICE_CLIENT, errno, true);
   return n < 0 ? 0 : n;
 }
@@ -257,6 +258,7 @@ static void connected(struct relay_pair *pair, uint32_t events)
   pair->half_pending = pair->refused_pending = false;
   pair->readable[SLUICE_TARGET] = (events & (EPOLLIN | EPOLLRDHUP)) != 0;
   pair->hung_up[SLUICE_TARGET] = (events & EPOLLRDHUP) != 0;
+  pair->marked[SLUICE_TARGET] = (events & EPOLLPRI) != 0;
   pair->writable[SLUICE_CLIENT] = pair->writable[SLUICE_TARGET] = true;
   pair->connected_pending = true;
   relay_report(pair, false);
@@ -307,9 +309,10 @@ static void notice_client(struct relay_pair *pair, uint32_t events)
   }
   pair->readable[SLUICE_CLIENT] |= (events & (EPOLLIN | EPOLLRDHUP)) != 0;
   pair->hung_up[SLUICE_CLIENT] |= (events & EPOLLRDHUP) != 0;
+  pair->marked[SLUICE_CLIENT] |= (events & EPOLLPRI) != 0;
   if (pair->listening && pair->readable[SLUICE_CLIENT])
     return relay_report(pair, true);
-  if (events & EPOLLRDHUP) {
+  if (pair->hung_up[SLUICE_CLIENT] && !pair->fin_told) {
     pair->half_side = SLUICE_CLIENT;
     pair->half_pending = true;
     relay_report(pair, true);

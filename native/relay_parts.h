@@ -72,7 +72,9 @@ struct relay_pair {
   uint8_t phase;
   bool readable[2], writable[2]; /* since the last edge; cleared by EAGAIN and short reads alone */
   bool hung_up[2];               /* a FIN is there or on its way out of the socket: read to the end */
+  bool marked[2];                /* an urgent mark, where recv stops short and splice for ever: copy, until EAGAIN */
   bool half_pending, connected_pending, refused_pending;
+  bool fin_told;                 /* ASKING: that the client has sent one */
   bool listening;                /* ASKING: the client may be read */
   bool queued_to_report, queued_to_run, closing, has_deadline, closed;
   /* Under the lock of relay.c, because callers write them too. */

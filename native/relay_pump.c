@@ -107,7 +107,7 @@ static enum relay_turn pass_on(struct relay_pair *pair, int from, uint32_t n, in
 static enum relay_turn take(struct relay_pair *pair, int from, int64_t now_ms, uint32_t *taken)
 {
   struct relay_direction *way = &pair->from[from];
-  bool spliced = way->pipe.read_end >= 0 || (way->streaming && relay_pipe_lend(&way->pipe));
+  bool spliced = !pair->marked[from] && (way->pipe.read_end >= 0 || (way->streaming && relay_pipe_lend(&way->pipe)));
   size_t most = spliced ? RELAY_PIPE_BYTES : RELAY_COPY_BYTES;
   most = pair->closing && way->budget < most ? way->budget : most;
   ssize_t n = spliced ? splice(pair->fd[from], NULL, way->pipe.write_end, NULL, most, SPLICE_FLAGS)
@@ -116,7 +116,7 @@ static enum relay_turn take(struct relay_pair *pair, int from, int64_t now_ms, u
     return RELAY_HAS_MORE;
   if (n < 0 && errno == EAGAIN) {
     /* splice says it for a full pipe as well; ours is empty, so it is the socket, and its next edge will come. */
-    pair->readable[from] = false;
+    pair->readable[from] = pair->marked[from] = false;
     return RELAY_WAITS;
   }
   if (n < 0)
@@ -134,7 +134,7 @@ static enum relay_turn take(struct relay_pair *pair, int from, int64_t now_ms, u
     return RELAY_HAS_MORE;
   }
   /* A short read has emptied the socket: what comes later comes with an edge of its own, a FIN that is there already does not. */
-  if ((size_t)n < most && !pair->hung_up[from])
+  if ((size_t)n < most && !pair->hung_up[from] && !pair->marked[from])
     pair->readable[from] = false;
   return pass_on(pair, from, (uint32_t)n, now_ms);
 }

@@ -115,6 +115,7 @@ static void append_half(struct relay_pair *pair)
   if (pair->phase != RELAY_CARRYING && ioctl(pair->fd[SLUICE_CLIENT], FIONREAD, &queued) == 0)
     event->bytes_in = queued > 0 ? (uint64_t)queued : 0;
   pair->half_pending = false;
+  pair->fin_told = true;
 }
 
 static void append_news(struct relay_pair *pair)

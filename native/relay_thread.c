@@ -86,7 +86,7 @@ void relay_finish(struct relay_pair *pair, int side, int error, bool reset)
  * refused, because only then does TCP wake its writers. */
 int relay_watch(int fd, uint64_t token)
 {
-  struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.u64 = token};
+  struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET, .data.u64 = token};
   return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0 ? errno : 0;
 }
 
@@ -159,8 +159,9 @@ static void notice_pair(struct relay_pair *pair, int side, uint32_t events)
     return;
   }
   pair->hung_up[side] |= (events & (EPOLLRDHUP | EPOLLHUP)) != 0;
+  pair->marked[side] |= (events & EPOLLPRI) != 0;
   pair->readable[side] |= (events & ~(uint32_t)EPOLLOUT) != 0;
-  pair->writable[side] |= (events & ~(uint32_t)(EPOLLIN | EPOLLRDHUP)) != 0;
+  pair->writable[side] |= (events & ~(uint32_t)(EPOLLIN | EPOLLPRI | EPOLLRDHUP)) != 0;
   relay_run_later(pair);
 }
 
