@@ -1,45 +1,101 @@
 // What the relay's tests stand on: real TCP connections over loopback whose far ends belong to the native relay, peers
 // that count and hash what they get, and the relay's own events as promises.
-import { native, ptr } from '../../src/base/native.ts'
+import { dlopen } from 'bun:ffi'
+import { cString, native, ptr } from '../../src/base/native.ts'
+import { formatIp } from '../../src/base/addresses.ts'
 
 const c = native()
+const { symbols: libc } = dlopen('libc.so.6', {
+  recv: { args: ['i32', 'ptr', 'u64', 'i32'], returns: 'i64' },
+  send: { args: ['i32', 'ptr', 'u64', 'i32'], returns: 'i64' },
+  setsockopt: { args: ['i32', 'i32', 'i32', 'ptr', 'u32'], returns: 'i32' },
+  getsockopt: { args: ['i32', 'i32', 'i32', 'ptr', 'ptr'], returns: 'i32' },
+})
 
 export const CLIENT = 0
 export const TARGET = 1
 export const HALF_CLOSED = 1
 export const CLOSED = 2
+export const ACCEPTED = 3
+export const BYTES = 4
+export const CONNECTED = 5
+export const REFUSED = 6
+export const UNLISTENED = 7
 /** errno values of Linux. */
 export const E = {
   NOENT: 2,
+  AGAIN: 11,
+  BUSY: 16,
   EXIST: 17,
   PIPE: 32,
   MSGSIZE: 90,
+  ADDRNOTAVAIL: 99,
   CONNRESET: 104,
   SHUTDOWN: 108,
   ALREADY: 114,
+  CONNREFUSED: 111,
   CANCELED: 125,
 }
 
 export interface RelayEvent {
+  id: bigint
   kind: number
   side: number
   error: number
   idleMs: number
   bytesIn: number
   bytesOut: number
+  tag: number
+  descriptor: number
+  /** What the client said; without the addresses. */
+  bytes: Uint8Array
+  ends?: Ends
+}
+
+export interface Ends {
+  family: number
+  client: string
+  local: string
+  clientPort: number
+  localPort: number
 }
 
 const RECORD_BYTES = 48
+const ENDS_BYTES = 40
 const SOCK_SEQPACKET = 5
 
-function decode(view: DataView, at: number): RelayEvent {
+function readEnds(view: DataView, at: number): Ends {
+  const family = view.getUint8(at)
+  const ip = (from: number) => formatIp(new Uint8Array(view.buffer, view.byteOffset + from, family === 4 ? 4 : 16))
   return {
+    family,
+    client: ip(at + 8),
+    local: ip(at + 24),
+    clientPort: view.getUint16(at + 4, true),
+    localPort: view.getUint16(at + 6, true),
+  }
+}
+
+const lengthOf = (view: DataView, at: number) => view.getUint32(at + 36, true)
+
+function decode(view: DataView, at: number): RelayEvent {
+  const accepted = view.getUint8(at + 8) === ACCEPTED
+  const from = at + RECORD_BYTES + (accepted ? ENDS_BYTES : 0)
+  return {
+    id: view.getBigUint64(at, true),
     kind: view.getUint8(at + 8),
     side: view.getUint8(at + 9),
     error: view.getUint16(at + 10, true),
     idleMs: view.getUint32(at + 12, true),
     bytesIn: Number(view.getBigUint64(at + 16, true)),
     bytesOut: Number(view.getBigUint64(at + 24, true)),
+    tag: view.getUint32(at + 32, true),
+    descriptor: view.getUint32(at + 40, true),
+    bytes: new Uint8Array(view.buffer, view.byteOffset).slice(
+      Math.min(from, view.byteLength),
+      at + RECORD_BYTES + lengthOf(view, at),
+    ),
+    ...(accepted && { ends: readEnds(view, at + RECORD_BYTES) }),
   }
 }
 
@@ -72,8 +128,8 @@ export function noise(seed: number, size: number): Uint8Array {
 }
 
 /** Waits until a condition holds. There is no time limit but the test's own. */
-export async function until(condition: () => boolean): Promise<void> {
-  while (!condition()) await Bun.sleep(1)
+export async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
+  while (!(await condition())) await Bun.sleep(1)
 }
 
 /** Waits until a number has stopped changing: for what must come to rest and has no event that says so. */
@@ -98,6 +154,7 @@ export class Peer {
   #hash = new Bun.CryptoHasher('sha1')
   #queue: Uint8Array[] = []
   #finishing = false
+  #echoing = false
   #onEnd!: () => void
   #onClose!: (code: string | undefined) => void
 
@@ -106,27 +163,65 @@ export class Peer {
     this.closed = new Promise((resolve) => (this.#onClose = resolve))
   }
 
-  static async connect(port: number): Promise<Peer> {
+  static readonly #handlers: Bun.SocketHandler<Peer> = {
+    data: ({ data: peer }, bytes) => peer.#take(bytes),
+    drain: ({ data: peer }) => peer.#flush(),
+    end: ({ data: peer }) => peer.#onEnd(),
+    error: () => {},
+    close: ({ data: peer }, error) => peer.#close(error as NodeJS.ErrnoException | undefined),
+  }
+
+  static async connect(port: number, hostname = '127.0.0.1'): Promise<Peer> {
     const peer = new Peer()
     peer.socket = await Bun.connect<Peer>({
-      hostname: '127.0.0.1',
+      hostname,
       port,
       allowHalfOpen: true,
       data: peer,
-      socket: {
-        data: (_, bytes) => peer.#take(bytes),
-        drain: () => peer.#flush(),
-        end: () => peer.#onEnd(),
-        error: () => {},
-        close: (_, error) => peer.#close(error as NodeJS.ErrnoException | undefined),
-      },
+      socket: Peer.#handlers,
     })
     return peer
+  }
+
+  /** Peers that are connected to. `greet` is called in the moment in which one is. */
+  static serve(at: { hostname: string; port: number } | { unix: string }, greet: (peer: Peer) => void = () => {}) {
+    const peers: Peer[] = []
+    const open = (socket: Bun.Socket<Peer>) => {
+      const peer = (socket.data = new Peer())
+      peer.socket = socket
+      peers.push(peer)
+      greet(peer)
+    }
+    const listener = Bun.listen<Peer>({
+      ...at,
+      allowHalfOpen: true,
+      socket: { ...Peer.#handlers, open },
+    } as Bun.TCPSocketListenOptions<Peer>)
+    listener.unref()
+    return {
+      peers,
+      port: listener.port,
+      async peer(n = 0): Promise<Peer> {
+        await until(() => peers.length > n)
+        return peers[n]!
+      },
+      stop: () => listener.stop(true),
+    }
+  }
+
+  get fd(): number {
+    return (this.socket as unknown as { fd: number }).fd
+  }
+
+  /** One byte of what TCP calls urgent: it is in no stream, but a mark in it. */
+  sendUrgent() {
+    libc.send(this.fd, ptr(new Uint8Array([33])), 1n, MSG_OOB)
   }
 
   #take(bytes: Uint8Array) {
     this.received += bytes.length
     this.#hash.update(bytes)
+    if (this.#echoing) this.send(Uint8Array.from(bytes))
   }
 
   // A peer that has sent its FIN gets no `end` of its own for the other's: a close without error is one.
@@ -160,6 +255,12 @@ export class Peer {
     if (this.#queue.length === 0) this.socket.shutdown()
   }
 
+  /** Sends back all that comes, the FIN too. */
+  echo() {
+    this.#echoing = true
+    this.ended.then(() => this.finish())
+  }
+
   reset() {
     this.socket.terminate()
   }
@@ -172,6 +273,25 @@ export class Peer {
   digest() {
     return this.#hash.digest('hex')
   }
+}
+
+const MSG_OOB = 1
+const MSG_DONTWAIT = 0x40
+
+/** Everything that waits in a socket. */
+export function drain(fd: number): Uint8Array {
+  const parts: Uint8Array[] = []
+  for (;;) {
+    const part = new Uint8Array(64 << 10)
+    const n = Number(libc.recv(fd, ptr(part), BigInt(part.length), MSG_DONTWAIT))
+    if (n <= 0) return Buffer.concat(parts)
+    parts.push(part.subarray(0, n))
+  }
+}
+
+export function socketOption(fd: number, level: number, name: number): number {
+  const value = new Int32Array(1)
+  return libc.getsockopt(fd, level, name, ptr(value), ptr(new Uint32Array([4]))) < 0 ? -1 : value[0]!
 }
 
 const arrivals = new Map<number, PromiseWithResolvers<number>>()
@@ -207,23 +327,36 @@ export async function connected(): Promise<{ peer: Peer; fd: number }> {
   return { peer, fd }
 }
 
-export interface Pair {
+/** What a call is about: a pair, or an event of it. */
+export interface Id {
   id: bigint
+}
+
+export interface Pair extends Id {
   client: Peer
   target: Peer
 }
 
 const none = new Uint8Array(0)
+const BACKLOG = 4096
+const SOL_SOCKET = 1
+const SO_SNDBUF = 7
 
 /** The native relay, running for as long as this object is not stopped. */
 export class Relay {
   #inbox = new Map<bigint, RelayEvent[]>()
+  #arrivals = new Map<string, RelayEvent>()
   #events!: Bun.Socket<undefined>
   #nextId = 1n
+  #nextTag = 1
+  /** Every event, in the order they came. */
+  readonly events: RelayEvent[] = []
 
-  static async start(): Promise<Relay> {
+  /** @param sendBuffer as small as that: what the thread can write before somebody reads. */
+  static async start(sendBuffer?: number): Promise<Relay> {
     const fds = new Int32Array(2)
     if (c.sluice_socketpair(SOCK_SEQPACKET, ptr(fds)) < 0) throw new Error('Cannot make a socket pair')
+    if (sendBuffer) libc.setsockopt(fds[1]!, SOL_SOCKET, SO_SNDBUF, ptr(new Int32Array([sendBuffer])), 4)
     const started = c.sluice_relay_start(fds[1]!)
     if (started < 0) throw new Error(`Cannot start the relay: ${started}`)
     const relay = new Relay()
@@ -236,9 +369,15 @@ export class Relay {
 
   #read(message: Uint8Array) {
     const view = new DataView(message.buffer, message.byteOffset, message.byteLength)
-    for (let at = 0; at + RECORD_BYTES <= view.byteLength; at += RECORD_BYTES)
-      this.#eventsOf(view.getBigUint64(at, true)).push(decode(view, at))
+    for (let at = 0; at + RECORD_BYTES <= view.byteLength; at += RECORD_BYTES + ((lengthOf(view, at) + 7) & ~7)) {
+      const event = decode(view, at)
+      this.events.push(event)
+      this.#eventsOf(event.id).push(event)
+      if (event.ends) this.#arrivals.set(`${event.ends.clientPort} ${event.ends.localPort}`, event)
+      this.heard?.(event)
+    }
   }
+  heard: ((event: RelayEvent) => void) | undefined
 
   #eventsOf(id: bigint): RelayEvent[] {
     if (!this.#inbox.has(id)) this.#inbox.set(id, [])
@@ -268,26 +407,84 @@ export class Relay {
     return pair
   }
 
-  close({ id }: Pair, how: 'reset' | { graceMs: number }): number {
+  close({ id }: Id, how: 'reset' | { graceMs: number }): number {
     return how === 'reset' ? c.sluice_relay_close(id, 1, 0) : c.sluice_relay_close(id, 0, how.graceMs)
   }
 
   /** Undefined: no such pair. */
-  stats({ id }: Pair): RelayEvent | undefined {
+  stats({ id }: Id): RelayEvent | undefined {
     const record = new Uint8Array(RECORD_BYTES)
     return c.sluice_relay_stats(id, ptr(record)) < 0 ? undefined : decode(new DataView(record.buffer), 0)
   }
 
-  async event({ id }: Pair, kind: number): Promise<RelayEvent> {
+  /** The nth event of that kind. */
+  async event({ id }: Id, kind: number, nth = 0): Promise<RelayEvent> {
     const events = this.#eventsOf(id)
-    await until(() => events.some((event) => event.kind === kind))
-    return events.find((event) => event.kind === kind)!
+    await until(() => events.filter((event) => event.kind === kind).length > nth)
+    return events.filter((event) => event.kind === kind)[nth]!
   }
 
-  halfClosed = (pair: Pair) => this.event(pair, HALF_CLOSED)
-  closed = (pair: Pair) => this.event(pair, CLOSED)
+  halfClosed = (pair: Id) => this.event(pair, HALF_CLOSED)
+  closed = (pair: Id) => this.event(pair, CLOSED)
   /** Every event of the pair so far, in the order they came. */
-  eventsOf = ({ id }: Pair) => [...this.#eventsOf(id)]
+  eventsOf = ({ id }: Id) => [...this.#eventsOf(id)]
+
+  /** Accepts on a port of the kernel's choice. */
+  listen(reads: boolean, address = '127.0.0.1'): { tag: number; port: number } {
+    const name = cString(address)
+    const fd = c.sluice_listen(ptr(name), 0, BACKLOG)
+    const port = c.sluice_port(fd)
+    const tag = this.#nextTag++
+    const listening = c.sluice_relay_listen(tag, fd, reads ? 1 : 0)
+    if (listening < 0) throw new Error(`Cannot listen: ${listening}`)
+    return { tag, port }
+  }
+
+  unlisten(tag: number): number {
+    return c.sluice_relay_unlisten(tag)
+  }
+
+  arrivals(tag: number): RelayEvent[] {
+    return this.events.filter((event) => event.kind === ACCEPTED && event.tag === tag)
+  }
+
+  /** The arrival of that client. Once: another one may have its port later. */
+  async arrival({ socket: { localPort, remotePort } }: Peer): Promise<RelayEvent & { ends: Ends }> {
+    const name = `${localPort} ${remotePort}`
+    await until(() => this.#arrivals.has(name))
+    const arrived = this.#arrivals.get(name)!
+    this.#arrivals.delete(name)
+    return arrived as RelayEvent & { ends: Ends }
+  }
+
+  /** The defaults are those of a library that nobody has told anything. */
+  accept(pairs = 1 << 18, descriptorsBelow = 2 ** 31 - 1): number {
+    return c.sluice_relay_accept(pairs, descriptorsBelow)
+  }
+
+  more({ id }: Id): number {
+    return c.sluice_relay_more(id)
+  }
+
+  dial(
+    { id }: Id,
+    attempt: number,
+    to: { address: string; port?: number; from?: string },
+    first: Uint8Array = none,
+  ): number {
+    const [address, from] = [cString(to.address), to.from === undefined ? null : cString(to.from)]
+    const bytes = first.length > 0 ? ptr(first) : null
+    return c.sluice_relay_dial(id, attempt, ptr(address), to.port ?? 0, from && ptr(from), bytes, first.length)
+  }
+
+  /** The client's descriptor. */
+  take({ id }: Id): number {
+    return c.sluice_relay_take(id)
+  }
+
+  keepAlive({ id }: Id, idleS: number, intervalS: number, count: number): number {
+    return c.sluice_relay_keepalive(id, idleS, intervalS, count)
+  }
 
   stopReading() {
     this.#events.pause()

@@ -145,6 +145,27 @@ describe('bytes', () => {
     }
   }, 60_000)
 
+  test('urgent data holds nothing up, neither little that is copied nor much that is spliced', async () => {
+    for (const size of [100, 4 * MiB]) {
+      const pair = await relay.join()
+      for (const [sender, receiver] of [
+        [pair.client, pair.target],
+        [pair.target, pair.client],
+      ] as const) {
+        receiver.socket.pause()
+        sender.send(noise(15, size))
+        await atRest(() => sender.accepted)
+        sender.sendUrgent() // what is behind it is there before the receiver makes room
+        sender.send(noise(16, size))
+        await atRest(() => sender.accepted)
+        receiver.socket.resume()
+        await receiver.got(2 * size)
+        expect(receiver.digest()).toBe(hashOf(noise(15, size), noise(16, size)))
+      }
+      relay.close(pair, 'reset')
+    }
+  }, 30_000)
+
   test('what a cut pair left behind never comes out of another', async () => {
     const cut = await Promise.all([relay.join(), relay.join(), relay.join()])
     await Promise.all(cut.map((pair) => stall(pair, noise(12, 16 * MiB))))
@@ -343,6 +364,26 @@ describe('the thread', () => {
     relay.readAgain()
     for (const pair of pairs) expect(await relay.closed(pair)).toMatchObject(canceled)
     expect(pairs.flatMap(relay.eventsOf)).toHaveLength(600)
+  }, 30_000)
+
+  test('tells the last news of a reader that was behind, although nothing happens any more', async () => {
+    relay.stop()
+    // With so small a socket, one of these numbers is the one whose last message is refused.
+    for (let count = 1; count <= 12; count++) {
+      relay = await Relay.start(1)
+      relay.stopReading()
+      const pairs: Pair[] = []
+      for (let i = 0; i < count; i++) {
+        const pair = await relay.join()
+        relay.close(pair, 'reset')
+        await until(() => relay.stats(pair) === undefined)
+        await Bun.sleep(10) // so that it is a message of its own
+        pairs.push(pair)
+      }
+      relay.readAgain()
+      for (const pair of pairs) expect(await relay.closed(pair)).toMatchObject(canceled)
+      if (count < 12) relay.stop()
+    }
   }, 30_000)
 
   test('refuses a second pair of the same id, and initial bytes beyond the limit, with a RST', async () => {
