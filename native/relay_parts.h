@@ -83,6 +83,7 @@ struct relay_pair {
   atomic_bool taken; /* also read without it */
   uint32_t grace_ms;
   uint32_t attempt;
+  uint32_t unread; /* of a client that never had a target, when it ended */
   struct relay_dial *dial; /* what the next command says */
 };
 
@@ -178,6 +179,7 @@ enum relay_turn { RELAY_WAITS, RELAY_HAS_MORE, RELAY_FAILED };
 enum relay_turn relay_pump(struct relay_pair *pair, int64_t now_ms);
 void relay_stop_reading(struct relay_pair *pair);
 int relay_socket_error(int fd);
+uint32_t relay_unread(int fd);
 void relay_close_socket(int fd, bool reset);
 void relay_release(struct relay_pair *pair, bool reset);
 

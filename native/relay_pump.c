@@ -25,6 +25,13 @@ int relay_socket_error(int fd)
   return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0 ? errno : error;
 }
 
+/* What waits in the socket. */
+uint32_t relay_unread(int fd)
+{
+  int queued = 0;
+  return ioctl(fd, FIONREAD, &queued) == 0 && queued > 0 ? (uint32_t)queued : 0;
+}
+
 static enum relay_turn failed(struct relay_pair *pair, int side, int error)
 {
   /* EPIPE and ENOTCONN only say that the socket is gone; if the kernel still knows why, that is the better answer. */
@@ -192,10 +199,8 @@ enum relay_turn relay_pump(struct relay_pair *pair, int64_t now_ms)
 void relay_stop_reading(struct relay_pair *pair)
 {
   pair->closing = true;
-  for (int side = 0; side < 2; side++) {
-    int queued = 0;
-    pair->from[side].budget = ioctl(pair->fd[side], FIONREAD, &queued) == 0 && queued > 0 ? (uint32_t)queued : 0;
-  }
+  for (int side = 0; side < 2; side++)
+    pair->from[side].budget = relay_unread(pair->fd[side]);
 }
 
 /* A RST leaves with close(), and only of the last copy of the descriptor: who handed it to us must have closed his. */

@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -111,9 +110,8 @@ static void append_half(struct relay_pair *pair)
 {
   struct sluice_relay_event *event = append(pair, SLUICE_RELAY_HALF_CLOSED);
   event->side = pair->half_side;
-  int queued = 0;
-  if (pair->phase != RELAY_CARRYING && ioctl(pair->fd[SLUICE_CLIENT], FIONREAD, &queued) == 0)
-    event->bytes_in = queued > 0 ? (uint64_t)queued : 0;
+  if (pair->phase != RELAY_CARRYING)
+    event->bytes_in = relay_unread(pair->fd[SLUICE_CLIENT]);
   pair->half_pending = false;
   pair->fin_told = true;
 }
@@ -141,6 +139,8 @@ static void append_news(struct relay_pair *pair)
     struct sluice_relay_event *event = append(pair, SLUICE_RELAY_CLOSED);
     event->error = pair->error;
     event->side = pair->error_side;
+    if (pair->phase != RELAY_CARRYING)
+      event->bytes_in = pair->unread;
   }
 }
 

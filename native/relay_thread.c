@@ -73,6 +73,8 @@ void relay_finish(struct relay_pair *pair, int side, int error, bool reset)
   for (int i = 0; i < 2; i++)
     if (pair->fd[i] >= 0)
       relay_thread_unwatch(pair->fd[i]);
+  if (pair->phase != RELAY_CARRYING)
+    pair->unread = relay_unread(pair->fd[SLUICE_CLIENT]);
   relay_release(pair, reset || pair->phase != RELAY_CARRYING);
   pair->closed = true;
   pair->closed_ms = now_ms;

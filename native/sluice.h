@@ -113,7 +113,7 @@ int sluice_ct_release_udp(const struct sluice_udp_listen *listens, int count);
 
 enum sluice_relay_kind {
   SLUICE_RELAY_HALF_CLOSED = 1, /* side sent its FIN; without a target yet, bytes_in is what waits unread before it */
-  SLUICE_RELAY_CLOSED = 2,
+  SLUICE_RELAY_CLOSED = 2,      /* as to bytes_in without a target: the same */
   SLUICE_RELAY_ACCEPTED = 3,    /* struct sluice_relay_accepted and perhaps the first bytes follow */
   SLUICE_RELAY_BYTES = 4,       /* the next bytes of a client that has no target yet follow */
   SLUICE_RELAY_CONNECTED = 5,   /* the target is connected, bytes flow */

@@ -7,7 +7,7 @@ import { Connection, type Services } from './connection.ts'
 import { RelayKeeper } from './keeper.ts'
 import { Listening, type Reads } from './listen.ts'
 import { opening } from './opening.ts'
-import { relayListeners, relayRuns, type RelayEvent, type RelayListener } from './relay-thread.ts'
+import { relayListeners, type RelayEvent, type RelayListener } from './relay-thread.ts'
 
 /** struct sluice_relay_accepted. */
 const ENDS_BYTES = 40
@@ -93,6 +93,3 @@ export const bound = (pairs: number, descriptorsBelow: number) =>
 
 const UINT32_MAX = 2 ** 32 - 1
 const INT32_MAX = 2 ** 31 - 1
-
-/** Whether the thread can have listeners. */
-export const canAccept = (services: Services) => relayRuns((message) => services.log('error', message))

@@ -13,12 +13,12 @@ import { encryptTarget, terminateTls } from './terminate.ts'
 export function carry(connection: Connection) {
   const route = connection.route!
   const { client } = connection
-  // What is spliced stays with the relay thread; for anything else TypeScript has to have the socket.
-  if (client.keeper && (route.terminates || route.plan.carrier !== 'splice')) {
+  // What is forwarded as it is stays with the relay thread; for anything else TypeScript has to have the socket.
+  if (client.keeper && !route.forwardsPlain) {
     const fd = client.keeper.take()
     if (fd < 0 || !adopt(client, fd)) return clientGone(connection, undefined)
   }
-  if (client.keeper) connection.carrier = 'splice'
+  if (route.forwardsPlain) connection.carrier = route.plan.carrier
   if (route.terminates) terminateTls(connection, act)
   else act(connection)
 }
@@ -32,7 +32,7 @@ function act(connection: Connection) {
 }
 
 function targetOpen(connection: Connection) {
-  const { plan, tls } = connection.route!
+  const { forwardsPlain, tls } = connection.route!
   if (connection.client.keeper) return carryKept(connection)
   const header = headerFor(connection)
   if (header) {
@@ -42,6 +42,6 @@ function targetOpen(connection: Connection) {
     if (target.queuedBytes > 0) return connection.settle('target_reset')
   }
   if (tls?.mode === 'terminate-and-reencrypt') encryptTarget(connection, pair)
-  else if (plan.carrier === 'splice' && relay(connection)) return
+  else if (forwardsPlain && relay(connection)) return
   else pair(connection)
 }

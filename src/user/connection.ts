@@ -24,6 +24,8 @@ export interface Services {
   readonly log: (level: 'debug' | 'info' | 'warn' | 'error', message: string, fields?: Record<string, unknown>) => void
   /** Connections in the relay now. */
   spliced: number
+  /** The relay thread carries what it can. */
+  relays(): boolean
   nextId(): string
   /** A connection is gone. */
   left(): void

@@ -14,11 +14,11 @@ import { Dial } from './dial.ts'
 import { Dials } from './dials.ts'
 import type { End } from './end.ts'
 import { HealthChecks } from './health.ts'
-import { bound, canAccept, RelayAcceptor } from './accept.ts'
+import { bound, RelayAcceptor } from './accept.ts'
 import { Listener, plainIp, type Listening, type Reads } from './listen.ts'
 import { opening } from './opening.ts'
 import { chooseUnread, peek, readProxyHeader } from './peek.ts'
-import { leaveRelay, parts, useRelay } from './relay-thread.ts'
+import { leaveRelay, parts, relayRuns, useRelay } from './relay-thread.ts'
 import { Reporter } from './report.ts'
 import { LiveRoute } from './route.ts'
 import { Counters, Everyone, NetworkList } from './security.ts'
@@ -49,6 +49,7 @@ export class UserPlane implements Services {
   readonly everyone = new Everyone()
   readonly log: Log
   spliced = 0
+  readonly #relay: boolean
   readonly #idPrefix: string
   readonly #configFile: string | undefined
   readonly #listeners = new Map<string, Listening>()
@@ -77,8 +78,15 @@ export class UserPlane implements Services {
       swept?(count: number): void
       log: Log
     },
-    options: { idPrefix: string; configFile?: string; timers?: Timers },
+    options: {
+      idPrefix: string
+      configFile?: string
+      timers?: Timers
+      /** false: carry everything in TypeScript, as on a machine where the relay thread does not start. */
+      relay?: boolean
+    },
   ) {
+    this.#relay = options.relay ?? true
     this.timers = options.timers ?? new Timers()
     this.reporter = new Reporter((events) => out.report(events))
     this.dials = new Dials((dials) => out.dialed?.(dials))
@@ -249,7 +257,7 @@ export class UserPlane implements Services {
   #open(planned: PlannedListener, reads: Reads, fd: number, problems: Problem[]): Listening | undefined {
     try {
       const listener =
-        reads !== 'typescript' && canAccept(this)
+        reads !== 'typescript' && this.relays()
           ? new RelayAcceptor(planned, this, fd, reads, (...one) => this.#choose(...one))
           : new Listener(planned, fd, (from, socket) => this.#accept(from, socket))
       this.#listeners.set(planned.key, listener)
@@ -362,6 +370,10 @@ export class UserPlane implements Services {
 
   // ---- what connections ask of the plane ----
 
+  relays() {
+    return this.#relay && relayRuns((message) => this.log('error', message))
+  }
+
   nextId() {
     return this.#idPrefix + (++this.#ids).toString(36)
   }
@@ -385,11 +397,10 @@ function softLimit(): number {
   return limit > 0 ? limit : Infinity
 }
 
-/** The relay thread accepts where connections are forwarded as they are, at least some, or where the first bytes decide. */
+/** The relay thread accepts where first bytes decide, and where at least some connections are forwarded as they are. */
 function readsBy(planned: PlannedListener, routes: readonly LiveRoute[]): Reads {
   if (planned.peek) return 'thread'
-  const spliced = planned.trusted.length > 0 || routes.some((route) => route.plan.carrier === 'splice')
-  return spliced ? 'thread-when-asked' : 'typescript'
+  return planned.trusted.length > 0 || routes.some((route) => route.forwardsPlain) ? 'thread-when-asked' : 'typescript'
 }
 
 class Drain extends Timed {

@@ -6,7 +6,7 @@ import { errnoCode } from './connect.ts'
 import type { Connection } from './connection.ts'
 import { Dial } from './dial.ts'
 import type { Keeper } from './end.ts'
-import { clientGone } from './opening.ts'
+import { brokenBy, clientGone } from './opening.ts'
 import { KIND, parts, relayStats, type RelayEvent, type RelayPart } from './relay-thread.ts'
 
 export class RelayKeeper implements Keeper, RelayPart {
@@ -93,6 +93,8 @@ export class RelayKeeper implements Keeper, RelayPart {
         return
       case KIND.closed:
         this.#letGo()
+        // It had said something, even if nobody has read it.
+        if (event.bytesIn > 0) return connection.settle(brokenBy('client', errnoCode(event.error)))
         return clientGone(connection, new Error('the client reset the connection'))
       case KIND.connected:
         if (event.tag === this.#attempt) return (connection.attachment as Dial).opened()

@@ -6,7 +6,7 @@ import type { Attachment, Connection } from './connection.ts'
 import { KEEP_ALIVE_AFTER_MS } from '../base/limits.ts'
 import { errnoCode } from './connect.ts'
 import { brokenBy } from './opening.ts'
-import { CLIENT_SIDE, KIND, parts, relayRuns, relayStats, type RelayEvent, type RelayPart } from './relay-thread.ts'
+import { CLIENT_SIDE, KIND, parts, relayStats, type RelayEvent, type RelayPart } from './relay-thread.ts'
 
 /** Ids of pairs that are handed over; those of clients that the thread accepts begin at 2^48. */
 let nextId = 1
@@ -16,7 +16,7 @@ export function relay(connection: Connection): boolean {
   const { client } = connection
   const target = connection.target!
   if (target.socket!.remotePort === undefined || target.queuedBytes > 0 || client.queuedBytes > 0) return false
-  if (!relayRuns((message) => connection.services.log('error', message))) return false
+  if (!connection.services.relays()) return false
   client.pause()
   target.pause()
   const clientFd = native().sluice_dup(client.socket!.fd)
@@ -71,7 +71,6 @@ class Relayed implements Attachment, RelayPart {
   ) {
     parts.set(id, this)
     connection.attachment = this
-    connection.carrier = 'splice'
     connection.services.spliced++
     connection.setState('open')
     connection.arm(Math.min(connection.route!.plan.timeoutsMs.idle, KEEP_ALIVE_AFTER_MS), lasting)

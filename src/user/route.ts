@@ -29,6 +29,8 @@ export class LiveRoute implements Choice, Guard {
   readonly tls: UserTls | null
   /** Tls ends here; false for passthrough. */
   readonly terminates: boolean
+  /** Its bytes go on as they are: nothing here has to see them. */
+  readonly forwardsPlain: boolean
   readonly balancer: Balancer | null
   /** Null while there is no certificate: handshakes fail then. */
   secureContext: object | null = null
@@ -57,6 +59,7 @@ export class LiveRoute implements Choice, Guard {
     this.trusted = new NetworkList(plan.acceptProxyProtocol ?? [])
     this.tls = action.type === 'block' ? null : action.tls
     this.terminates = this.tls !== null && this.tls.mode !== 'passthrough'
+    this.forwardsPlain = action.type === 'forward' && !this.terminates
     this.byHost = action.type === 'redirect' && !this.terminates
     this.needsTls = this.tls !== null || (plan.domains.length > 0 && !this.byHost)
     this.rules = security

@@ -303,6 +303,7 @@ test('E7: what is more than weights makes the route anew', async () => {
   const bench = await open([route('r', { action: forward(await echo()) })])
   const kept = client(bench.port)
   await connected(kept)
+  while (bench.plane.size === 0) await Bun.sleep(1)
   await bench.plane.updateRoutes([route('r', { action: forward(await echo()), security: { block: ['127.0.0.0/8'] } })])
   await gone(client(bench.port))
   kept.end('still')

@@ -52,6 +52,7 @@ export async function open(
     configFile?: string
     limits?: Limits
     timers?: Timers
+    relay?: boolean
   } = {},
 ): Promise<Bench> {
   const wanted = options.listeners ?? [
@@ -88,8 +89,8 @@ export async function open(
     bench.logged.push(`${level} ${message} ${JSON.stringify(fields ?? {})}`)
   const dialed = (dials: DialReport[]) => void bench.dials.push(...dials)
   const swept = (count: number) => void (bench.swept += count)
-  const { configFile, timers } = options
-  bench.plane = new UserPlane({ report, dialed, log, swept }, { idPrefix: 'w1-', configFile, timers })
+  const { configFile, timers, relay } = options
+  bench.plane = new UserPlane({ report, dialed, log, swept }, { idPrefix: 'w1-', configFile, timers, relay })
   let generation = 0
   bench.apply = (routes, certificates = options.certificates ?? {}) => {
     const sent = generation++ === 0 ? fds : new Map<number, number>()

@@ -45,9 +45,7 @@ test("G14: what an operator writes is held to what every timer can hold: '100d' 
   const { timers, pass } = clock()
   const bench = await open(
     [route('f', { action: forward(await echo()), timeoutsMs: { idle: parseDuration('100d')! } })],
-    {
-      timers,
-    },
+    { timers, relay: false },
   )
   const socket = client(bench.port)
   await said(socket, 'hello')
@@ -63,7 +61,10 @@ test("G14: what an operator writes is held to what every timer can hold: '100d' 
 
 test('G11: a connection that says something each hour stays for days', async () => {
   const { timers, pass } = clock()
-  const bench = await open([route('f', { action: forward(await echo()), timeoutsMs: { idle: 4 * HOUR } })], { timers })
+  const bench = await open([route('f', { action: forward(await echo()), timeoutsMs: { idle: 4 * HOUR } })], {
+    timers,
+    relay: false,
+  })
   const socket = client(bench.port)
   for (let hour = 0; hour < 72; hour++) {
     await said(socket, `hour ${hour}`)
@@ -85,7 +86,7 @@ test('G13: half open, a stream that moves survives parity; one that is silent do
         timeoutsMs: { idle: 4 * HOUR, parity: 30 * MINUTE, halfClosed: 1000 },
       }),
     ],
-    { timers },
+    { timers, relay: false },
   )
   const socket = client(bench.port)
   socket.end('request')
@@ -104,7 +105,7 @@ test('G13: half open, a stream that moves survives parity; one that is silent do
 
 test('G10: what is left at the end of the grace time is cut, and the timers are over', async () => {
   const { timers, pass } = clock()
-  const bench = await open([route('f', { action: forward(await echo()) })], { timers })
+  const bench = await open([route('f', { action: forward(await echo()) })], { timers, relay: false })
   const socket = client(bench.port)
   await said(socket, 'hello')
   const stopped = bench.plane.stop(5000)
