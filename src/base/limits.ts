@@ -77,7 +77,8 @@ export const SWEEP_CONNECTIONS_PER_TURN = 1000
 /** Loading a handler module. Above: the route reports a problem and its connections end with handler_failed. */
 export const HANDLER_LOAD_MS_MAX = 10_000
 
-/** Bytes a handler may have read ahead for it, and may have written ahead of the network, before it has to wait. */
+/** Bytes a handler may have read ahead for it (beyond one event's, 512 KiB at most), and may have written ahead of the network,
+ * before it has to wait. */
 export const HANDLER_BUFFER_BYTES = 64 * 1024
 
 /** One line a second and route about failing handlers and handshakes. Above: counted, and said with the next line. */

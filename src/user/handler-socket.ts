@@ -97,8 +97,11 @@ export class HandlerSocket {
 
   received(bytes: Uint8Array) {
     if (this.#readEnded || !this.#reader) return
+    const taken = this.#reader.desiredSize === HANDLER_BUFFER_BYTES
     this.#reader.enqueue(bytes)
-    if ((this.#reader.desiredSize ?? 0) <= 0) this.#connection.client.pause()
+    // One event may bring more than the buffer holds. A handler that took all there was before will take this in a moment:
+    // pausing for that long would cost two system calls for each.
+    if (!taken && (this.#reader.desiredSize ?? 0) <= 0) this.#connection.client.pause()
   }
 
   ended() {
