@@ -22,6 +22,7 @@ static struct {
   struct relay_pair *commands, *commands_last;
   struct relay_listener *listeners;
   bool listeners_changed;
+  uint32_t listeners_closing;
 } shared = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 /* ---- the table: with the lock held ---- */
@@ -181,22 +182,26 @@ void relay_free(struct relay_pair *pair)
 struct relay_listener *relay_next_to_close(bool all)
 {
   pthread_mutex_lock(&shared.lock);
-  struct relay_listener **at = &shared.listeners;
-  while (*at && !(*at)->closing && !all)
-    at = &(*at)->next;
-  struct relay_listener *listener = *at;
-  if (listener)
+  struct relay_listener **at = &shared.listeners, *listener = NULL;
+  if (all || shared.listeners_closing > 0) {
+    while (*at && !(*at)->closing && !all)
+      at = &(*at)->next;
+    listener = *at;
+  }
+  if (listener) {
     *at = listener->next;
+    shared.listeners_closing -= listener->closing;
+  }
   pthread_mutex_unlock(&shared.lock);
   return listener;
 }
 
-/* For the thread: `visit` runs under the lock. */
-void relay_each_listener(void (*visit)(struct relay_listener *listener))
+/* For the thread: `visit` runs under the lock, newest first, until it says false. */
+void relay_each_listener(bool (*visit)(struct relay_listener *listener))
 {
   pthread_mutex_lock(&shared.lock);
-  for (struct relay_listener *listener = shared.listeners; listener; listener = listener->next)
-    visit(listener);
+  for (struct relay_listener *listener = shared.listeners; listener && visit(listener); listener = listener->next)
+    ;
   pthread_mutex_unlock(&shared.lock);
 }
 
@@ -217,6 +222,7 @@ static int open_all(int events_fd)
   shared.commands = NULL;
   shared.listeners = NULL;
   shared.listeners_changed = false;
+  shared.listeners_closing = 0;
   shared.table = calloc(shared.buckets, sizeof *shared.table);
   int result = shared.table ? relay_thread_start(events_fd) : -ENOMEM;
   if (!shared.table)
@@ -396,6 +402,7 @@ int sluice_relay_unlisten(uint32_t tag)
     listener = listener->next;
   if (listener) {
     listener->closing = true;
+    shared.listeners_closing++;
     listeners_changed();
   }
   pthread_mutex_unlock(&shared.lock);

@@ -51,17 +51,17 @@ void relay_accept_start(int epoll_fd)
 }
 
 /* Level-triggered, so that what one round leaves is there in the next. */
-static void watch_listener(struct relay_listener *listener)
+static bool watch_listener(struct relay_listener *listener)
 {
   struct epoll_event event = {.events = accepting ? EPOLLIN : 0, .data.u64 = (uint64_t)(uintptr_t)listener | RELAY_TOKEN_LISTENER};
   epoll_ctl(epoll, listener->watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, listener->fd, &event);
-  listener->watched = true;
+  return listener->watched = true;
 }
 
-static void watch_new_listener(struct relay_listener *listener)
+/* New ones are in front of all others. */
+static bool watch_new_listener(struct relay_listener *listener)
 {
-  if (!listener->watched)
-    watch_listener(listener);
+  return !listener->watched && watch_listener(listener);
 }
 
 static void set_accepting(bool on)

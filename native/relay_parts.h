@@ -124,7 +124,7 @@ int relay_enter_accepted(struct relay_pair *pair);
 void relay_set_target(struct relay_pair *pair, int fd);
 bool relay_is_full(void);
 struct relay_listener *relay_next_to_close(bool all);
-void relay_each_listener(void (*visit)(struct relay_listener *listener));
+void relay_each_listener(bool (*visit)(struct relay_listener *listener));
 struct relay_held *relay_hold(const void *bytes, uint32_t n);
 void relay_free(struct relay_pair *pair);
 struct relay_pair *relay_remaining(uint32_t *bucket);

@@ -15,6 +15,7 @@ const ENDS_BYTES = 40
 let tags = 0
 
 export class RelayAcceptor extends Listening implements RelayListener {
+  readonly descriptors = 1
   readonly anyDescriptor: number
   readonly #end: string
   readonly #tag = ++tags
@@ -31,19 +32,18 @@ export class RelayAcceptor extends Listening implements RelayListener {
   ) {
     super(plan, reads)
     this.#end = formatEnd(plan.address, plan.port)
-    this.anyDescriptor = native().sluice_dup(fd)
+    // The thread's, and open until it has heard of stop(): ten thousand listeners would be twenty thousand with a copy each.
+    this.anyDescriptor = fd
     relayListeners.set(this.#tag, this)
     const error = native().sluice_relay_listen(this.#tag, fd, reads === 'thread' ? 1 : 0)
     if (error === 0) return
     relayListeners.delete(this.#tag)
     this.#stopped.resolve()
-    native().sluice_close(this.anyDescriptor)
     throw new Error(`errno ${-error}`)
   }
 
   stop(): Promise<void> {
     if (native().sluice_relay_unlisten(this.#tag) < 0) this.unlistened()
-    native().sluice_close(this.anyDescriptor)
     return this.#stopped.promise
   }
 

@@ -36,8 +36,6 @@ type Sample = (ToControl & { type: 'sampled' })['counts'][number]
 
 /** Its two sockets. The relay does without a pipe when there is none to be had. */
 const DESCRIPTORS_EACH = 2
-/** The socket itself, and the one it is paused with. */
-const DESCRIPTORS_OF_LISTENER = 2
 
 export class UserPlane implements Services {
   readonly timers: Timers
@@ -53,6 +51,8 @@ export class UserPlane implements Services {
   readonly #idPrefix: string
   readonly #configFile: string | undefined
   readonly #listeners = new Map<string, Listening>()
+  /** Their descriptors. */
+  #listening = 0
   /** Stopped, and perhaps with a connection that is not known yet. */
   readonly #leaving = new Set<Listening>()
   readonly #deadlines = new Set<Drain>()
@@ -232,7 +232,7 @@ export class UserPlane implements Services {
   }
 
   get #otherDescriptors(): number {
-    return this.#listeners.size * DESCRIPTORS_OF_LISTENER + this.#checks.running
+    return this.#listening + this.#checks.running
   }
 
   /** What the relay thread has, or may have, beside the connections that it has nothing to do with. */
@@ -261,6 +261,7 @@ export class UserPlane implements Services {
           ? new RelayAcceptor(planned, this, fd, reads, (...one) => this.#choose(...one))
           : new Listener(planned, fd, (from, socket) => this.#accept(from, socket))
       this.#listeners.set(planned.key, listener)
+      this.#listening += listener.descriptors
       if (this.#accepting.paused) listener.pause()
       return listener
     } catch (error) {
@@ -272,6 +273,7 @@ export class UserPlane implements Services {
 
   #unlisten(key: string, listener: Listening) {
     this.#listeners.delete(key)
+    this.#listening -= listener.descriptors
     this.#leaving.add(listener)
     void listener.stop().then(() => {
       this.#leaving.delete(listener)

@@ -23,6 +23,8 @@ export abstract class Listening {
     readonly reads: Reads,
   ) {}
 
+  /** How many it has. */
+  abstract readonly descriptors: number
   /** Some descriptor of it, -1 when it has none. */
   abstract readonly anyDescriptor: number
   /** Accepts no more; the kernel completes handshakes and keeps them in the backlog. */
@@ -61,6 +63,8 @@ export class Listener extends Listening {
   #listen(fd: number) {
     return Bun.listen<Listener>({ fd, allowHalfOpen: true, data: this, socket: acceptHandlers })
   }
+
+  readonly descriptors = 2
 
   get anyDescriptor(): number {
     return this.#second
