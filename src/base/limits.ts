@@ -168,7 +168,7 @@ export const EVENT_STALLED_BEATS_MAX = 4
 /** How often refusals are told and states of routes are looked at, while somebody listens. */
 export const EVENT_LOOK_MS = 1000
 
-/** Live connections whose counts are read before others have their turn: about a microsecond each, and as much again to tell. */
+/** Live connections whose counts are read before others have their turn: about 0.2 us each, and 0.4 us and 42 bytes to tell. */
 export const COUNTS_PER_TURN = 1000
 
 /** Counting live connections, and reading the kernel's counters for somebody who asks for rates, takes at most one part in this many
