@@ -4,6 +4,8 @@ import { COUNTING_SHARE, RATES_LAG_MS_MAX } from '../base/limits.ts'
 import { Throughput, type Counted, type Minute, type Rates } from '../connections/throughput.ts'
 
 const EVERY_MS = 1000
+/** A person does not notice. Above: the rates are those of the reading before. */
+const READ_MS_MAX = 500
 
 export interface RateSources {
   totals(): Iterable<readonly [string, Counted]>
@@ -66,9 +68,15 @@ export class RateWatch {
     }
   }
 
-  /** For somebody who asks now: with what the kernel has carried until now. */
+  /** For somebody who asks now: with what the kernel has carried until now, if it says so soon. A status has to be told also, and
+   *  even more so, when something hangs. */
   async refresh() {
-    await this.sources.kernel()?.recent()
+    const kernel = this.sources.kernel()
+    if (kernel) {
+      const { promise: late, resolve } = Promise.withResolvers<void>()
+      const timer = setTimeout(resolve, READ_MS_MAX)
+      await Promise.race([kernel.recent(), late]).finally(() => clearTimeout(timer))
+    }
     await this.#look()
   }
 

@@ -66,6 +66,15 @@ test('M2: one that takes long to answer is asked less often, one that does not a
   expect(answering.asked.worker).toBe(1)
 })
 
+test('M2: a kernel that does not answer keeps nobody from hearing the rest', async () => {
+  const never = Promise.withResolvers<void>()
+  const { web, all } = sources({ kernel: () => ({ readMs: performance.now(), recent: () => never.promise }) })
+  const watch = await RateWatch.begin(all)
+  web.total = 3
+  await watch.refresh()
+  expect(watch.history('web').reduce((sum, { opened }) => sum + opened, 0)).toBe(3)
+})
+
 test('M2: whoever asks has the kernel read first; what it told when it was taken over is no throughput', async () => {
   let taken = false
   const { web, asked, all } = sources({
