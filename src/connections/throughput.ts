@@ -3,7 +3,7 @@
 //
 // How fine that is depends on how the totals grow. What user space carries they learn once a second. What the kernel
 // carries they learn when conntrack is read (every 5 s; with very many flows, or where only long deadlines need it, up to
-// every 60 s; at once when somebody asks for rates) and when a flow ends. What one reading brings was carried since the
+// every 60 s; sooner when somebody asks for rates) and when a flow ends. What one reading brings was carried since the
 // reading before: it is spread evenly over that time, and the rates of such a route are those until the last reading. So no
 // byte is missing or told twice, but a burst of one second between two readings is not seen as one. What a flow carried
 // between the last reading and its end stands where it ended, unless it was the only one left.
