@@ -50,8 +50,8 @@ export class Anchor {
     this.#child = child
     void child.exited.then(() => this.#onExit(child))
     // Commands are served in order: when the last one's answer is there, all before it have been carried out.
-    child.stdin.write(anchorLines(this.table, this.base).join('\n') + `\nlist table inet ${this.table}_anchor\n`)
-    await child.stdin.flush()
+    const lines = anchorLines(this.table, this.base).join('\n') + `\nlist table inet ${this.table}_anchor\n`
+    await Promise.all([child.stdin.write(lines), child.stdin.flush()])
     await withDeadline(this.#awaitAnswer(child), READY_MS_MAX, 'the anchor table was not confirmed in time')
   }
 

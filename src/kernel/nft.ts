@@ -56,8 +56,8 @@ function spawn(words: string[], input: boolean) {
 /** An nft that ends before it has read everything closes its end: its exit code tells, not the pipe. */
 async function feed(stdin: Bun.FileSink, input: string) {
   try {
-    stdin.write(input)
-    await stdin.end()
+    // What write() answers may be a promise that fails as well: nobody else would take it.
+    await Promise.all([stdin.write(input), stdin.end()])
   } catch {}
 }
 
