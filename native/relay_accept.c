@@ -122,6 +122,10 @@ void relay_accept_again(int64_t now_ms)
     relay_listeners_changed();
   if (paused_until_ms == 0 || now_ms < paused_until_ms)
     return;
+  if (!relay_reports_room()) {
+    paused_until_ms = now_ms + 1; /* without a word to epoll about each listener, as going on in vain would cost */
+    return;
+  }
   paused_until_ms = 0;
   set_accepting(relay_accept_pairs > 0);
 }
