@@ -38,7 +38,7 @@ const lose = (where: Namespace, ports: number[]) =>
   }`)
 
 for (const vanishing of ['client', 'target'] as const)
-  test(`G15: a ${vanishing} that vanishes ends its connection, idle or with data on the way`, async () => {
+  test.concurrent(`G15: a ${vanishing} that vanishes ends its connection, idle or with data on the way`, async () => {
     await using lab = await Lab.create()
     const accepted: Socket<Peer>[] = []
     const target = lab.backend.listen<Peer>({
@@ -96,7 +96,7 @@ for (const vanishing of ['client', 'target'] as const)
     expect((await gateway.status()).anomalies).toBe(0)
   }, 120_000)
 
-test('G11: a client that takes nothing for longer than keepalive waits is there, and stays', async () => {
+test.concurrent('G11: a client that takes nothing for longer than keepalive waits is there, and stays', async () => {
   await using lab = await Lab.create()
   const block = new Uint8Array(1 << 20)
   // Without an end: more than all the buffers on the way.
