@@ -217,6 +217,29 @@ describe('the end by FIN', () => {
     },
   )
 
+  // Of a copy, of a splice, and one byte beside each; the FIN is often seen together with the last bytes.
+  const sizes = [1, 4095, 4096, 16_383, 16_384, 16_385, 32_768, 262_143, 262_144, 262_145]
+
+  test.each(sizes)('right behind %d bytes, both ways: all arrive, then the FIN', async (size) => {
+    for (let round = 0; round < 20; round++) {
+      const pair = await relay.join(undefined, undefined, ({ client, target }) => {
+        for (const [seed, peer] of [client, target].entries()) {
+          // In every other round it is all there before the relay is.
+          if (round % 2) peer.send(noise(seed, size))
+          if (round % 2) peer.finish()
+        }
+      })
+      for (const [seed, peer] of [pair.client, pair.target].entries()) {
+        if (round % 2) continue
+        peer.send(noise(seed, size))
+        peer.finish()
+      }
+      expect(await relay.closed(pair)).toMatchObject({ error: 0, bytesIn: size, bytesOut: size })
+      await Promise.all([pair.client.ended, pair.target.ended])
+      expect([pair.target.digest(), pair.client.digest()]).toEqual([hashOf(noise(0, size)), hashOf(noise(1, size))])
+    }
+  })
+
   test('a FIN behind a stalled reader waits for the bytes before it', async () => {
     const pair = await relay.join()
     const bytes = noise(22, 64 * MiB)
