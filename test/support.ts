@@ -8,6 +8,6 @@ export const emulated = slowness > 1
 
 /** `testIf(haproxy, 'needs haproxy')('name', () => …)`: a test that says in its name why it is left out. */
 export const testIf =
-  (condition: boolean, reason: string) =>
+  (condition: boolean, reason: string, run: (typeof test)['concurrent'] = test) =>
   (name: string, body: () => void | Promise<void>, timeoutMs?: number): void =>
-    condition ? test(name, body, timeoutMs) : test.skip(`${name} (skipped: ${reason})`, body)
+    condition ? run(name, body, timeoutMs) : test.skip(`${name} (skipped: ${reason})`, body)

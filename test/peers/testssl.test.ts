@@ -1,5 +1,5 @@
 // testssl.sh against a route that terminates TLS: what a suspicious client learns of it, with keys of both kinds.
-import { expect } from 'bun:test'
+import { expect, test } from 'bun:test'
 import { chmodSync } from 'node:fs'
 import { run } from '../certificates/tools.ts'
 import { forward, Gateway } from '../netns/gateway.ts'
@@ -40,8 +40,13 @@ async function rsa(place: Place) {
   return { cert, key }
 }
 
+// Both at once: most of the time is testssl's waiting.
 for (const kind of ['ECDSA', 'RSA'] as const)
-  testIf(Bun.which('testssl') !== null && !emulated, 'needs testssl, and a machine that is not emulated')(
+  testIf(
+    Bun.which('testssl') !== null && !emulated,
+    'needs testssl, and a machine that is not emulated',
+    test.concurrent,
+  )(
     `F1: testssl.sh finds no weakness where TLS ends (${kind})`,
     async () => {
       await using lab = await Lab.create()
