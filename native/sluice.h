@@ -112,7 +112,9 @@ int sluice_ct_release_udp(const struct sluice_udp_listen *listens, int count);
 /* ---- relay (relay.c, relay_accept.c) ---- */
 
 enum sluice_relay_kind {
-  SLUICE_RELAY_HALF_CLOSED = 1, /* side sent its FIN; without a target yet, bytes_in is what waits unread before it */
+  /* side sent its FIN. Without a target yet, bytes_in is what waits unread before it, and it is told once, and again to who
+   * reads on up to it. */
+  SLUICE_RELAY_HALF_CLOSED = 1,
   SLUICE_RELAY_CLOSED = 2,      /* as to bytes_in without a target: the same */
   SLUICE_RELAY_ACCEPTED = 3,    /* struct sluice_relay_accepted and perhaps the first bytes follow */
   SLUICE_RELAY_BYTES = 4,       /* the next bytes of a client that has no target yet follow */
