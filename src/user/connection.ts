@@ -42,6 +42,10 @@ export interface Attachment {
   held?(): boolean | undefined
   /** The client sent FIN while its bytes are still held. */
   clientEnded?(): void
+  /** Pumped: everything for one side is out. true: the sockets are not TypeScript's any more. */
+  drained?(): boolean
+  /** Pumped: a side speaks TLS that a handler began. */
+  readonly encrypted?: boolean
 }
 
 /** Shared functions, so that a deadline costs no closure. */
@@ -69,6 +73,8 @@ export class Connection extends Timed implements Owner, Reported {
   announced = false
   changed = false
   settled = false
+  /** After one side's FIN the other may go on for as long as it moves; else for halfClosed. */
+  allowHalfOpen = false
   readonly openedAt = Date.now()
   #closedAt = 0
   #bytes: { bytesIn: number; bytesOut: number } | undefined
@@ -121,11 +127,18 @@ export class Connection extends Timed implements Owner, Reported {
       this.discard()
       return false
     }
+    this.enter(route)
+    return true
+  }
+
+  /** It is the route's, and counts: for a connection that nobody has to admit, because a handler of the route made it. */
+  enter(route: LiveRoute) {
+    const { action } = route.plan
     this.route = route
+    this.allowHalfOpen = action.type === 'forward' && action.allowHalfOpen
     route.counters.enter(this.clientIp)
     this.services.everyone.counters.enter(this.clientIp)
     this.services.reporter.opened(this)
-    return true
   }
 
   /** Ends a connection that never got a record. */

@@ -146,6 +146,23 @@ export class End {
     this.detach()?.end()
   }
 
+  /** Takes over the socket of another end, with what that one has read ahead, has yet to send, and has counted. */
+  takeOver(from: End): void {
+    this.received = from.received
+    this.sent = from.sent
+    this.held = from.held
+    this.heldBytes = from.heldBytes
+    this.queue = from.queue
+    this.queuedBytes = from.queuedBytes
+    this.paused = from.paused
+    this.ended = from.ended
+    this.finishing = from.finishing
+    this.finished = from.finished
+    from.takeHeld()
+    this.socket = from.detach()
+    if (this.socket) this.socket.data = this
+  }
+
   flush(): void {
     const { queue, socket } = this
     if (!socket) return

@@ -31,14 +31,17 @@ const pairing: Consumer = {
   ended(end) {
     const sink = end.other!
     // The last FIN of a plain connection goes out with close(2): one call less. TLS says goodbye first.
-    if (end.finished && sink.ended && sink.queuedBytes === 0 && !of(end).tls) return of(end).settle('finished', true)
+    if (end.finished && sink.ended && sink.queuedBytes === 0 && !encrypted(of(end))) return of(end).settle('finished', true)
     sink.finish()
     after(end)
   },
 
   drained(end) {
-    end.other!.resume()
-    if (end.finished) after(end.other!)
+    const connection = of(end)
+    const back = end.other!
+    if (end.finished) after(back)
+    if (connection.settled || connection.attachment?.drained?.()) return
+    back.resume()
   },
 
   closed(end, error) {
@@ -55,6 +58,7 @@ function after(end: End) {
   if (connection.settled || !end.ended || !end.other!.finished) return
   const back = end.other!
   if (back.ended && end.finished) return connection.settle('finished', true)
-  const { action } = connection.route!.plan
-  if (connection.state !== 'half-closed') armHalfClosed(connection, action.type === 'forward' && action.allowHalfOpen)
+  if (connection.state !== 'half-closed') armHalfClosed(connection, connection.allowHalfOpen)
 }
+
+const encrypted = ({ tls, attachment }: Connection) => tls !== undefined || attachment?.encrypted === true

@@ -11,8 +11,9 @@ import { CLIENT_SIDE, KIND, parts, relayStats, type RelayEvent, type RelayPart }
 /** Ids of pairs that are handed over; those of clients that the thread accepts begin at 2^48. */
 let nextId = 1
 
-/** Hands both Bun sockets over; false: the relay cannot take them (no thread, a unix target), and nothing has changed. */
-export function relay(connection: Connection): boolean {
+/** Hands both Bun sockets over; false: the relay cannot take them (no thread, a unix target), and nothing has changed.
+ *  @param over hears once how the connection ended. */
+export function relay(connection: Connection, over?: (reason: CloseReason) => void): boolean {
   const { client } = connection
   const target = connection.target!
   if (target.socket!.remotePort === undefined || target.queuedBytes > 0 || client.queuedBytes > 0) return false
@@ -32,7 +33,7 @@ export function relay(connection: Connection): boolean {
   // Nothing is queued on them, so this is close(2) and no shutdown(2): the connections live on in the copies.
   client.close()
   target.close()
-  const relayed = new Relayed(connection, nextId++, client.received - toTarget.length, client.sent)
+  const relayed = new Relayed(connection, nextId++, client.received - toTarget.length, client.sent, over)
   const error = native().sluice_relay_add(
     relayed.id,
     clientFd,
@@ -68,6 +69,7 @@ class Relayed implements Attachment, RelayPart {
     /** Forwarded before the relay counted; negative: counted by it, and no word of the client's. */
     readonly bytesInBefore: number,
     readonly bytesOutBefore: number,
+    readonly over?: (reason: CloseReason) => void,
   ) {
     parts.set(id, this)
     connection.attachment = this
@@ -76,11 +78,12 @@ class Relayed implements Attachment, RelayPart {
     connection.arm(Math.min(connection.route!.plan.timeoutsMs.idle, KEEP_ALIVE_AFTER_MS), lasting)
   }
 
-  release() {
+  release(reason: CloseReason) {
     this.connection.services.spliced--
     parts.delete(this.id)
     // Settled before the relay had its say (a mistake of ours): its sockets must not stay behind.
     if (!this.#final) native().sluice_relay_close(this.id, 1, 0)
+    this.over?.(reason)
   }
 
   close(reason: CloseReason, reset = true): boolean {
@@ -106,10 +109,8 @@ class Relayed implements Attachment, RelayPart {
   event(event: RelayEvent) {
     const { connection } = this
     if (event.kind === KIND.halfClosed) {
-      const { action } = connection.route!.plan
-      const allowHalfOpen = action.type === 'forward' && action.allowHalfOpen
       connection.setState('half-closed')
-      if (allowHalfOpen) halfOpen(connection)
+      if (connection.allowHalfOpen) halfOpen(connection)
       else connection.arm(connection.route!.plan.timeoutsMs.halfClosed, late)
     } else if (event.kind === KIND.closed) {
       this.#final = this.#sum(event)
