@@ -150,6 +150,7 @@ export class Control implements Gateway {
       this.#accessLog = await AccessLog.open(
         destination === 'stdout' || isAbsolute(destination) ? destination : resolve(destination),
         (message) => this.log('error', message),
+        typeof access === 'object' && access.durable === true,
       )
       this.table.observe(this.#accessLog)
     }
@@ -312,6 +313,7 @@ export class Control implements Gateway {
       listeners: next.listeners.map((listener) => ({ ...listener, descriptor: this.#listeners.tag(listener.key) })),
       routes,
       limits: next.limits,
+      durable: this.#accessLog?.durable ?? false,
       certificates,
     }
     const wanted = new Set(next.listeners.map((listener) => listener.key))
@@ -440,6 +442,7 @@ export class Control implements Gateway {
   #onWorker(message: ToControl) {
     switch (message.type) {
       case 'connections':
+        if (this.#accessLog?.durable) void this.#writeOpened(message.opened)
         return this.table.ingest(message)
       case 'counted':
         return this.table.sampled(message.counts)
@@ -461,6 +464,13 @@ export class Control implements Gateway {
       case 'log':
         return this.log(message.level, message.message, message.fields)
     }
+  }
+
+  /** In the worker these connections wait for it: their lines come before everything else of them. */
+  async #writeOpened(opened: ConnectionRecord[]) {
+    if (opened.length === 0) return
+    const ok = await this.#accessLog!.writeOpened(opened)
+    this.#supervisor.send({ type: 'written', ids: opened.map(({ id }) => id), ok })
   }
 
   /** The first plan is carried out, or the start has failed. */

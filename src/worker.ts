@@ -80,6 +80,9 @@ export async function runWorker(): Promise<void> {
       case 'health':
         plane.check(message.checks)
         return
+      case 'written':
+        plane.written(message.ids, message.ok)
+        return
       case 'close':
         plane.close(message.id, message.reason)
         return

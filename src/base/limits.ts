@@ -43,6 +43,13 @@ export const TIMER_TICK_MS = 100
 /** How long connection events are collected before they are reported: short for a person, long for a storm (about 50 connections). */
 export const REPORT_INTERVAL_MS = 5
 
+/** A connection waits this long for its opening to be on disk (durable access log): a busy disk takes seconds, and the client gives up
+ * after ten or so. Above: it ends with not_logged. */
+export const OPENING_WRITTEN_MS_MAX = 5000
+
+/** One line in this time about an access log that cannot be written. Above: not said again. */
+export const ACCESS_LOG_ERROR_INTERVAL_MS = 1000
+
 /** Held for a target that is not connected yet; what a browser sends before it needs an answer fits. Above: the client is not read any further. */
 export const PENDING_BYTES_MAX = 64 * 1024
 
@@ -191,3 +198,6 @@ export const THROUGHPUT_ROUTES_PER_TURN = 2000
 /** How far before now the rates of what the kernel carries may end, while its counters are not read. Above: what is not known yet
  * counts as nothing. */
 export const RATES_LAG_MS_MAX = 10_000
+
+/** Ports of one range that get user-space listeners, each a socket. A range with more is carried by the kernel or not at all. */
+export const TWIN_PORTS_MAX = 256

@@ -22,6 +22,8 @@ export interface WorkerPlan {
   })[]
   routes: UserRoute[]
   limits: Limits | null
+  /** Connections wait until their openings are on disk: each is answered by `written`. */
+  durable: boolean
   /** PEM texts by route name. */
   certificates: Record<string, { cert: string; key: string }>
 }
@@ -73,6 +75,8 @@ export type ToWorker =
   | { type: 'routes'; routes: UserRoute[] }
   /** Every check that is to be made. */
   | { type: 'health'; checks: HealthCheck[] }
+  /** The openings of these connections are on disk, and the connections may go on; ok = false: they cannot be written. */
+  | { type: 'written'; ids: string[]; ok: boolean }
   | { type: 'close'; id: string; reason: CloseReason }
   /** Closes the connections of a route to one of its endpoints; what is being dialled goes on to another. */
   | { type: 'closeTarget'; route: string; endpoint: string; reason: CloseReason }

@@ -1,10 +1,11 @@
 // sluice doctor: looks at the machine, says what stands in the way of the gateway and what mends it, and changes nothing.
 import { access, constants, readFile } from 'node:fs/promises'
 import { DEFAULT_SOCKET } from '../base/about.ts'
+import { TWIN_PORTS_MAX } from '../base/limits.ts'
 import type { Config } from '../config/schema.ts'
 import { overlaps, overlapsInKernel, readBoundSockets, withOwners, type Wanted } from '../control/owners.ts'
 import { foreignForwardFindings, nftVersion as askNft, probeRules, readForwardChains } from '../kernel/index.ts'
-import { listensOf, TWIN_PORTS_MAX } from '../plan/listeners.ts'
+import { listensOf } from '../plan/listeners.ts'
 import {
   conntrack,
   forwardChains,

@@ -2,6 +2,7 @@
 // fields; this file checks what needs two fields or two routes. Nothing effectful: paths are not looked at.
 import { z } from 'zod'
 import { canonicalIp, isIp, isLoopback, parseTarget } from '../base/addresses.ts'
+import { TWIN_PORTS_MAX } from '../base/limits.ts'
 import { configSchema, type Config, type Route } from './schema.ts'
 
 export interface Problem {
@@ -292,7 +293,35 @@ function checkGlobal(config: Config): Problem[] {
     add('store', 'only the file store exists in this version', 'remove it')
   if (config.workers !== undefined && config.workers !== 1)
     add('workers', 'one worker is run in this version', 'remove it')
-  if (typeof config.log?.access === 'object' && config.log.access.durable)
-    add('log.access.durable', 'durable access logs are not written in this version', 'remove it')
+  if (isDurable(config)) problems.push(...checkDurable(config))
+  return problems
+}
+
+/** A connection's opening is on disk before its first outbound byte: the kernel waits for no log. */
+export const isDurable = ({ log }: Config) => typeof log?.access === 'object' && log.access.durable === true
+
+function checkDurable({ log, routes }: Config): Problem[] {
+  const problems: Problem[] = []
+  const add = (path: string, message: string, remedy: string) => problems.push({ path, message, remedy })
+  const { file } = log!.access as { file: string }
+  if (file === 'stdout' || file === 'off')
+    add('log.access.file', `"${file}" is no file that could be brought to disk`, 'name a file, such as "./access.jsonl"')
+  routes.forEach(({ match, action, enabled }, i) => {
+    if (enabled === false) return
+    const path = `routes[${i}]`
+    const remedy = 'remove it, or set log.access.durable to false'
+    const why = 'the kernel carries nothing while the access log is durable'
+    if (action.type === 'forward' && action.forwardingEngine === 'nftables')
+      add(`${path}.action.forwardingEngine`, why, 'use "auto", or set log.access.durable to false')
+    if (action.type === 'forward' && action.preserveSourceIp)
+      add(`${path}.action.preserveSourceIp`, `${why}, and nobody else keeps the client's address`, remedy)
+    if (match.protocol === 'udp') add(`${path}.match.protocol`, `${why}, and nobody else carries UDP`, remedy)
+    else if ([match.ports].flat().some((ports) => typeof ports === 'object' && ports.to - ports.from >= TWIN_PORTS_MAX))
+      add(
+        `${path}.match.ports`,
+        `${why}, and user space listens on ${TWIN_PORTS_MAX} ports of a range at most`,
+        'name smaller ranges, or set log.access.durable to false',
+      )
+  })
   return problems
 }

@@ -24,6 +24,7 @@ export const reasons = {
   responded: 'the gateway answered itself (redirect)',
   drained: 'the route or the gateway was drained and the grace period ended',
   target_down: 'the target was found dead; the client should connect again',
+  not_logged: 'its opening could not be written to the durable access log, or not in time',
   killed: 'closed on request of the operator',
   worker_died: 'the worker process that carried it died',
   nftables_closed: 'the entry of a kernel flow was gone when the kernel was asked, or says only that it is over',

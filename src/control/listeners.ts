@@ -2,8 +2,9 @@
 // ports need no privilege there. UDP ports are only held, and ranges too large for sockets are looked at: what another
 // program has is never taken from it silently.
 import { formatEnd } from '../base/addresses.ts'
+import { TWIN_PORTS_MAX } from '../base/limits.ts'
 import { cString, native, ptr } from '../base/native.ts'
-import { ANY, TWIN_PORTS_MAX } from '../plan/listeners.ts'
+import { ANY } from '../plan/listeners.ts'
 import type { Listen, Plan, PlannedListener } from '../plan/types.ts'
 import { GatewayError } from './changes.ts'
 import {

@@ -1,8 +1,10 @@
-// One JSON line per closed connection (and for what else is told of connections: refused, still open), to standard output or a
-// file. Lines are collected and written in large pieces,
+// One JSON line per closed connection (and for what else is told of connections: refused, still open, opened where the log is
+// durable), to standard output or a file. Lines are collected and written in large pieces,
 // asynchronously; when the destination does not keep up they are dropped and counted, never piled up without end.
 import { open, type FileHandle } from 'node:fs/promises'
 import { write } from 'node:fs'
+import { dirname } from 'node:path'
+import { ACCESS_LOG_ERROR_INTERVAL_MS } from '../base/limits.ts'
 import type { ConnectionObserver } from '../connections/table.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import { writtenSince } from './written.ts'
@@ -12,22 +14,35 @@ const FLUSH_MS = 50
 const QUEUE_BYTES_MAX = 16 * 1024 * 1024
 const PIECE_BYTES_MAX = 256 * 1024
 
+type Event = 'closed' | 'open' | 'opened' | 'refused'
+
 export class AccessLog implements ConnectionObserver {
   #lines: string[] = []
   #bytes = 0
   #timer: ReturnType<typeof setTimeout> | undefined
   #writing: Promise<void> | null = null
   #file: FileHandle | undefined
+  /** Those who wait for what is collected now to be on disk. */
+  #synced: PromiseWithResolvers<boolean> | undefined
+  /** The last line in the file may be cut off: nothing is to be appended to it. */
+  #torn = false
+  #nextError = -Infinity
   dropped = 0
 
   private constructor(
     private readonly path: string | null,
     private readonly onError: (message: string) => void,
+    readonly durable: boolean,
   ) {}
 
-  /** @param destination 'stdout' or a file, which is appended to. */
-  static async open(destination: string, onError: (message: string) => void): Promise<AccessLog> {
-    const log = new AccessLog(destination === 'stdout' ? null : destination, onError)
+  /** @param destination 'stdout' or a file, which is appended to.
+   *  @param durable openings are written, and are on disk before anybody is told so. The file has to be one that can be synced. */
+  static async open(
+    destination: string,
+    onError: (message: string) => void,
+    durable = false,
+  ): Promise<AccessLog> {
+    const log = new AccessLog(destination === 'stdout' ? null : destination, onError, durable)
     await log.reopen()
     return log
   }
@@ -36,24 +51,53 @@ export class AccessLog implements ConnectionObserver {
   async reopen() {
     const before = this.#file
     if (this.path !== null) this.#file = await open(this.path, 'a', 0o640)
+    if (this.durable && this.path !== null) await this.#sync(this.path)
     await this.#writing
     await before?.close()
+  }
+
+  async #sync(path: string) {
+    try {
+      await this.#file!.datasync()
+      // The name is only on disk when the directory is.
+      const directory = await open(dirname(path), 'r')
+      await directory.sync().finally(() => directory.close())
+    } catch (cause) {
+      throw new Error(`Cannot keep a durable access log in ${path}: ${(cause as Error).message}`, { cause })
+    }
   }
 
   settled(record: ConnectionRecord) {
     this.line('closed', record)
   }
 
-  line(event: 'closed' | 'open' | 'refused', what: object) {
-    const line = `{"event":"${event}",${JSON.stringify(what).slice(1)}\n`
-    if (this.#bytes + line.length > QUEUE_BYTES_MAX) {
-      this.dropped++
-      return
+  /** Resolves when the openings of these connections are on disk, one sync for all that came while the last one ran; false: they
+   *  cannot be written. */
+  writeOpened(records: readonly ConnectionRecord[]): Promise<boolean> {
+    const text = records.map((record) => lineOf('opened', record)).join('')
+    // Together with the lines: who waits is told of the piece that they are in.
+    this.#synced ??= Promise.withResolvers()
+    const { promise } = this.#synced
+    const taken = this.#add(text, records.length)
+    this.#flush()
+    return taken ? promise : Promise.resolve(false)
+  }
+
+  /** false: dropped. */
+  line(event: Event, what: object): boolean {
+    return this.#add(lineOf(event, what), 1)
+  }
+
+  #add(lines: string, count: number): boolean {
+    if (this.#bytes + lines.length > QUEUE_BYTES_MAX) {
+      this.dropped += count
+      return false
     }
-    this.#lines.push(line)
-    this.#bytes += line.length
+    this.#lines.push(lines)
+    this.#bytes += lines.length
     if (this.#bytes > PIECE_BYTES_MAX) this.#flush()
     else this.#timer ??= setTimeout(() => this.#flush(), FLUSH_MS)
+    return true
   }
 
   /** Kernel flows that have their line already, with when they closed; null when what was written cannot be read. */
@@ -77,17 +121,32 @@ export class AccessLog implements ConnectionObserver {
 
   async #write() {
     while (this.#lines.length > 0) {
-      const piece = Buffer.from(this.#lines.join(''))
+      const piece = Buffer.from((this.#torn ? '\n' : '') + this.#lines.join(''))
+      const synced = this.#synced
+      const file = this.#file
       this.#lines = []
       this.#bytes = 0
+      this.#synced = undefined
+      this.#torn = true
       try {
-        if (this.#file) await this.#file.appendFile(piece)
+        if (file) await file.appendFile(piece)
         else await writeStdout(piece)
+        this.#torn = false
+        if (synced) await file!.datasync()
+        synced?.resolve(true)
       } catch (error) {
-        this.onError(`Cannot write the access log: ${(error as Error).message}`)
-        return
+        synced?.resolve(false)
+        this.#failed(error as Error)
       }
     }
+  }
+
+  #failed(error: Error) {
+    const now = performance.now()
+    // Whoever waits for its line causes the next attempt.
+    if (now < this.#nextError) return
+    this.#nextError = now + ACCESS_LOG_ERROR_INTERVAL_MS
+    this.onError(`Cannot write the access log: ${error.message}`)
   }
 
   async close() {
@@ -97,6 +156,8 @@ export class AccessLog implements ConnectionObserver {
     this.#file = undefined
   }
 }
+
+const lineOf = (event: Event, what: object) => `{"event":"${event}",${JSON.stringify(what).slice(1)}\n`
 
 /** A pipe may be full: EAGAIN is waited out, so that a slow reader of our output costs lines (QUEUE_BYTES_MAX), not order. */
 async function writeStdout(piece: Buffer) {

@@ -1,13 +1,11 @@
 // Which listening sockets the routes need, and in which order the routes of one are tried. Pure.
 import { canonicalIp, formatEnd } from '../base/addresses.ts'
+import { TWIN_PORTS_MAX } from '../base/limits.ts'
 import { narrowness } from '../base/names.ts'
 import { readsName } from '../config/check.ts'
 import type { Route } from '../config/schema.ts'
 import { leavesOver } from './default.ts'
 import type { Listen, Plan, PlannedListener } from './types.ts'
-
-/** A range with more ports than this gets no user-space twins: each would be a socket. */
-export const TWIN_PORTS_MAX = 256
 
 export const ANY = '::'
 

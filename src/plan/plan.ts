@@ -1,8 +1,9 @@
 // plan(config, facts) → Plan: decides for every route which carrier, and why, in words for an operator. Pure: the same
 // input gives the same plan on every machine; what depends on the machine is in `facts`.
 import { familyOf, isLoopback } from '../base/addresses.ts'
+import { TWIN_PORTS_MAX } from '../base/limits.ts'
 import { parseDuration, parseRate } from '../base/units.ts'
-import { neverKernel, readsName } from '../config/check.ts'
+import { isDurable, neverKernel, readsName } from '../config/check.ts'
 import type { Config, Route, Timeouts } from '../config/schema.ts'
 import { configuredRoutes, defaultRoute, leftOver } from './default.ts'
 import { emptyState, kernelState, limitsOfAll, withEndpoints } from './kernel-state.ts'
@@ -14,7 +15,6 @@ import {
   needsPeek,
   protocolOf,
   reservations,
-  TWIN_PORTS_MAX,
   whatIsRead,
 } from './listeners.ts'
 import { ownership, type Ownership } from './ports.ts'
@@ -53,7 +53,7 @@ export function plan(config: Config, facts: Facts): Plan {
   const routes = all.map((route): PlannedRoute => {
     const endpoints = endpointsOf(route, onlyPort(route), facts)
     const isDefault = route === fallback
-    const { carrier, reason } = isDefault ? BY_DEFAULT : chooseCarrier(route, endpoints, facts, owned)
+    const { carrier, reason } = isDefault ? BY_DEFAULT : chooseCarrier(route, endpoints, facts, owned, isDurable(config))
     const user = userRoute(route, endpoints, config, facts, commonMs, carrier === 'splice' ? 'splice' : 'user')
     // Whoever is believed on a port is believed for what is left over there.
     if (isDefault) user.acceptProxyProtocol = believed(listening)
@@ -123,6 +123,8 @@ function chooseCarrier(
   endpoints: Endpoint[],
   facts: Facts,
   owned: Ownership,
+  /** Connections wait for their line in the log: the kernel's would not. */
+  durable: boolean,
 ): { carrier: PlannedRoute['carrier']; reason: string } {
   const { action } = route
   if (action.type === 'socket-handler') return { carrier: 'user', reason: 'a handler reads the bytes' }
@@ -151,6 +153,7 @@ function chooseCarrier(
     }
   const never = neverKernel(route)
   if (never) return { carrier: 'user', reason: never }
+  if (durable) return { carrier: 'user', reason: 'durable log' }
   const not = notNow(endpoints, facts)
   // UDP has no user space to fall back to: the route says why it is not served.
   if (protocolOf(route) === 'udp')

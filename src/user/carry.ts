@@ -3,6 +3,7 @@ import { adopt } from './connect.ts'
 import type { Connection } from './connection.ts'
 import { Dial } from './dial.ts'
 import { runHandler } from './handlers.ts'
+import { Hold } from './hold.ts'
 import { clientGone, opening } from './opening.ts'
 import { pair } from './pair.ts'
 import { headerFor } from './proxy-out.ts'
@@ -11,6 +12,11 @@ import { carryKept, relay } from './relay.ts'
 import { encryptTarget, terminateTls } from './terminate.ts'
 
 export function carry(connection: Connection) {
+  if (connection.services.reporter.durable) new Hold(connection, begin)
+  else begin(connection)
+}
+
+function begin(connection: Connection) {
   const route = connection.route!
   const { client } = connection
   // What is forwarded as it is stays with the relay thread; for anything else TypeScript has to have the socket.

@@ -14,6 +14,7 @@ import { Dial } from './dial.ts'
 import { Dials } from './dials.ts'
 import type { End } from './end.ts'
 import { HealthChecks } from './health.ts'
+import { Hold } from './hold.ts'
 import { bound, RelayAcceptor } from './accept.ts'
 import { Listener, plainIp, type Listening, type Reads } from './listen.ts'
 import { opening } from './opening.ts'
@@ -158,6 +159,7 @@ export class UserPlane implements Services {
     )
     this.#routes = routes
     this.everyone.set(plan.limits)
+    this.reporter.durable = plan.durable
     this.#plan = plan
     for (const [name, { total }] of this.#counters) if (total === 0 && !routes.has(name)) this.#counters.delete(name)
     this.#listen(plan, descriptors, problems)
@@ -304,6 +306,18 @@ export class UserPlane implements Services {
       connection.crashed(error)
     }
     this.#accepting.accepted(descriptor)
+  }
+
+  /** The openings of these connections are on disk; ok = false: they cannot be written. */
+  written(ids: string[], ok: boolean) {
+    for (const id of ids) {
+      const connection = this.table.get(id)
+      try {
+        if (connection?.attachment instanceof Hold) connection.attachment.written(ok)
+      } catch (error) {
+        connection!.crashed(error)
+      }
+    }
   }
 
   close(id: string, reason: CloseReason): boolean {

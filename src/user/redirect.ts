@@ -10,6 +10,9 @@ export function answerRedirect(connection: Connection) {
   connection.client.consumer = readingHead
   connection.arm(connection.route!.plan.timeoutsMs.firstByte, headTimedOut)
   if (connection.client.heldBytes > 0) readHead(connection)
+  const { client } = connection
+  // It said all that it has to say before anybody read it.
+  if (client.ended && client.consumer === readingHead && !connection.settled) readingHead.ended(client)
 }
 
 function headTimedOut(connection: Connection) {

@@ -20,6 +20,9 @@ export class Reporter {
   #settled: ConnectionRecord[] = []
   #refused = new Map<string, ConnectionEvents['refused'][number]>()
   #timer: Timer | undefined
+  #hurried: NodeJS.Immediate | undefined
+  /** Control answers when the openings that it was told are on disk, and connections wait for that. */
+  durable = false
 
   constructor(readonly report: (events: ConnectionEvents) => void) {}
 
@@ -50,9 +53,15 @@ export class Reporter {
     this.#schedule()
   }
 
+  /** With the end of this turn: a connection waits for the answer. What came in the same turn goes along. */
+  hurry() {
+    this.#hurried ??= setImmediate(() => this.flush())
+  }
+
   flush() {
     clearTimeout(this.#timer)
-    this.#timer = undefined
+    clearImmediate(this.#hurried)
+    this.#timer = this.#hurried = undefined
     const events: ConnectionEvents = {
       opened: [],
       changed: [],

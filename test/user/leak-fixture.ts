@@ -41,7 +41,7 @@ const listeners = routes.map(([{ name }, peek], i) => {
   const port = native().sluice_port(fd)
   return { key: `127.0.0.1:${port}`, address: '127.0.0.1', port, peek, trusted: [], routes: [name], descriptor: i + 1 }
 })
-const plan = { generation: 1, listeners, routes: routes.map(([one]) => one), limits: null, certificates: {} }
+const plan = { generation: 1, listeners, routes: routes.map(([one]) => one), limits: null, durable: false, certificates: {} }
 await plane.apply(plan, fds)
 plane.check([
   {

@@ -94,7 +94,7 @@ export async function open(
   let generation = 0
   bench.apply = (routes, certificates = options.certificates ?? {}) => {
     const sent = generation++ === 0 ? fds : new Map<number, number>()
-    return bench.plane.apply({ generation, listeners, routes, limits: options.limits ?? null, certificates }, sent)
+    return bench.plane.apply({ generation, listeners, routes, limits: options.limits ?? null, durable: false, certificates }, sent)
   }
   bench.settle = async (n) => {
     while (bench.settled.length < n) await new Promise<void>((resolve) => (wake = resolve))
