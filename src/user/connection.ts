@@ -48,6 +48,12 @@ export interface Attachment {
   readonly encrypted?: boolean
 }
 
+/** What a handler has of the connection, whatever carries it. */
+export interface Scope {
+  /** The connection is settling. */
+  release(reason: CloseReason): void
+}
+
 /** Shared functions, so that a deadline costs no closure. */
 export type OnDeadline = (connection: Connection) => void
 
@@ -58,6 +64,7 @@ export class Connection extends Timed implements Owner, Reported {
   route: LiveRoute | null = null
   slot: Slot | null = null
   attachment: Attachment | null = null
+  scope: Scope | null = null
   /** While its first bytes are read: the routes that the listener had when it came. */
   candidates: readonly LiveRoute[] | null = null
   carrier: 'splice' | 'user' = 'user'
@@ -239,6 +246,8 @@ export class Connection extends Timed implements Owner, Reported {
     const { attachment } = this
     this.attachment = null
     attachment?.release(reason)
+    this.scope?.release(reason)
+    this.scope = null
     for (const end of [this.client, this.target]) {
       if (!end) continue
       end.takeHeld()

@@ -5,10 +5,19 @@ import type { UserRoute } from '../plan/types.ts'
 
 type HandlerAction = UserRoute['action'] & { type: 'handler' }
 
-/** Calls the handler for one connection. */
-export type Invoke = (socket: unknown, env: Record<string, unknown>, ctx: object) => unknown
+type Env = Record<string, unknown>
 
-export async function loadHandler(action: HandlerAction, configFile?: string): Promise<Invoke | { problem: string }> {
+/** What serves one connection after the other. */
+export interface LoadedHandler {
+  connect(socket: unknown, env: Env, ctx: object): unknown
+  /** What has to resolve before anything leaves. */
+  gate?(env: Env, ctx: object): PromiseLike<unknown> | undefined
+}
+
+export async function loadHandler(
+  action: HandlerAction,
+  configFile?: string,
+): Promise<LoadedHandler | { problem: string }> {
   const file = action.inline === null ? action.module : (configFile ?? action.module)
   let loaded: { default?: unknown }
   try {
@@ -25,19 +34,22 @@ function inlineHandler(config: unknown, route: string): unknown {
   return Array.isArray(routes) ? routes.find((one) => one?.name === route)?.action?.handler : undefined
 }
 
-type Connectable = { connect?: unknown }
-
 /** An object with connect(), a class whose instances have it (one for each connection, as in the Workers runtime), or a plain function. */
-function invoker(found: unknown): Invoke | undefined {
-  const object = found as Connectable | null | undefined
-  if (typeof object?.connect === 'function') return (socket, env, ctx) => (object.connect as Invoke)(socket, env, ctx)
+function invoker(found: unknown): LoadedHandler | undefined {
+  const object = found as Partial<LoadedHandler> | null | undefined
+  if (typeof object?.connect === 'function')
+    return {
+      connect: (socket, env, ctx) => object.connect!(socket, env, ctx),
+      gate: (env, ctx) => object.gate?.(env, ctx),
+    }
   if (typeof found !== 'function') return undefined
-  const { prototype } = found as { prototype?: Connectable }
+  const { prototype } = found as { prototype?: Partial<LoadedHandler> }
   if (typeof prototype?.connect === 'function') {
-    const Class = found as new (ctx: object, env: unknown) => { connect: Invoke }
-    return (socket, env, ctx) => new Class(ctx, env).connect(socket, env, ctx)
+    const Class = found as new (ctx: object, env: Env) => LoadedHandler
+    return { connect: (socket, env, ctx) => new Class(ctx, env).connect(socket, env, ctx) }
   }
-  return /^class\b/.test(Function.prototype.toString.call(found)) ? undefined : (found as Invoke)
+  if (/^class\b/.test(Function.prototype.toString.call(found))) return undefined
+  return { connect: found as LoadedHandler['connect'] }
 }
 
 async function withDeadline<T>(promise: Promise<T>, file: string): Promise<T> {

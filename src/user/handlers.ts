@@ -1,76 +1,92 @@
 // Runs a handler for a connection. A handler that returns has not ended anything: the socket belongs to the connection, which
 // ends when both directions are done, when someone closes it, or at a limit. One that throws ends this connection only.
+import { AsyncLocalStorage } from 'node:async_hooks'
 import { formatEnd } from '../base/addresses.ts'
 import type { CloseReason } from '../connections/reasons.ts'
-import { of, type Attachment, type Connection } from './connection.ts'
-import type { Consumer } from './end.ts'
-import { HandlerSocket } from './handler-socket.ts'
+import type { Connection, Scope } from './connection.ts'
+import { Gate } from './gate.ts'
+import { ClientParty } from './handler-socket.ts'
 import { armIdle } from './idle.ts'
-import { brokenBy, codeOf } from './opening.ts'
+import { StreamSocket } from './stream-socket.ts'
 
 export function runHandler(connection: Connection) {
   const { action } = connection.route!.plan
-  const invoke = connection.route!.handler
+  const handler = connection.route!.handler
   // The problem was reported when the route was applied.
-  if (action.type !== 'handler' || typeof invoke !== 'function') return connection.settle('handler_failed')
-  const running = new Running(connection)
-  connection.attachment = running
-  connection.client.consumer = handling
+  if (action.type !== 'handler' || !handler || 'problem' in handler) return connection.settle('handler_failed')
+  const scope = new HandlerScope(connection)
+  connection.scope = scope
   connection.setState('open')
   armIdle(connection)
-  running.socket.start()
-  try {
-    const result = invoke(running.socket, action.env, contextOf(connection))
-    // A rejection that nobody takes would end the process.
-    if (result instanceof Promise || typeof (result as PromiseLike<unknown> | null)?.then === 'function')
-      Promise.resolve(result).then(undefined, (error) => running.failed(error))
-  } catch (error) {
-    running.failed(error)
-  }
+  const socket = new StreamSocket(scope.client!.stream)
+  scope.client!.open()
+  const ctx = contextOf(connection, scope)
+  scopes.run(scope, () => {
+    try {
+      const opening = handler.gate?.(action.env, ctx)
+      if (opening !== undefined) scope.gate.add(opening)
+      const result = handler.connect(socket, action.env, ctx)
+      // A rejection that nobody takes would end the process.
+      if (isPromise(result)) Promise.resolve(result).then(undefined, (error) => scope.failed(error))
+    } catch (error) {
+      scope.failed(error)
+    }
+  })
 }
 
-class Running implements Attachment {
-  readonly socket: HandlerSocket
+const isPromise = (value: unknown): value is PromiseLike<unknown> =>
+  typeof (value as PromiseLike<unknown> | null | undefined)?.then === 'function'
+
+/** In the scope of which connection the code runs, also behind an await or in a callback: what connect() belongs to. */
+const scopes = new AsyncLocalStorage<HandlerScope>()
+
+/** undefined outside of every handler. */
+export const currentScope = () => scopes.getStore()
+
+/** A socket that a handler has opened. */
+export interface Opened {
+  /** The connection has settled. */
+  scopeOver(reason: CloseReason): void
+}
+
+/** What a handler has of a connection: the client's socket, those it opened, and the gate before all of them. */
+export class HandlerScope implements Scope {
+  readonly gate: Gate
+  /** null: it was handed to proxy(). */
+  client: ClientParty | null
+  readonly opened = new Set<Opened>()
 
   constructor(readonly connection: Connection) {
-    this.socket = new HandlerSocket(connection)
+    this.gate = new Gate((error) => this.#end('A gate was rejected', error))
+    this.client = new ClientParty(connection, this.gate, this)
   }
 
   failed(error: unknown) {
-    // After the end its own errors are only the echo of it: "the connection is closed".
-    if (this.connection.settled || this.socket.closing) return
-    this.connection.log('error', 'A handler failed', {
-      client: formatEnd(this.connection.clientIp, this.connection.clientPort),
-      error: error instanceof Error ? (error.stack ?? error.message) : String(error),
+    // After the end its own errors are only the echo of it: "the socket is closed".
+    if (this.connection.settled || this.client?.stream.closing) return
+    // That it failed is an output, too.
+    if (this.gate.closed) this.gate.wait(() => this.failed(error))
+    else this.#end('A handler failed', error)
+  }
+
+  #end(what: string, error: unknown) {
+    const { connection } = this
+    if (connection.settled) return
+    connection.log('error', what, {
+      client: formatEnd(connection.clientIp, connection.clientPort),
+      error: said(error),
     })
-    this.connection.settle('handler_failed')
+    // What it has handed to proxy() is not its own any more.
+    if (this.client) connection.settle('handler_failed')
   }
 
   release(reason: CloseReason) {
-    this.socket.released(reason)
+    this.client?.over(reason)
+    for (const socket of [...this.opened]) socket.scopeOver(reason)
   }
 }
 
-const handling: Consumer = {
-  received(end, bytes) {
-    socketOf(of(end)).received(bytes)
-  },
-  ended(end) {
-    socketOf(of(end)).ended()
-  },
-  drained(end) {
-    socketOf(of(end)).drained()
-  },
-  closed(end, error) {
-    const connection = of(end)
-    if (!error && end.ended && end.finished) return socketOf(connection).ended()
-    connection.settle(error || !end.ended ? brokenBy('client', codeOf(error)) : 'finished')
-  },
-}
-
-const socketOf = (connection: Connection) => (connection.attachment as Running).socket
-
-function contextOf(connection: Connection) {
+function contextOf(connection: Connection, scope: HandlerScope) {
   const { client, route } = connection
   return {
     connectionId: connection.id,
@@ -88,12 +104,18 @@ function contextOf(connection: Connection) {
     /** Nothing here ends when the handler returns; what is given is only watched for its failure. */
     waitUntil(promise: unknown) {
       Promise.resolve(promise).catch((error) =>
-        connection.log('error', 'A handler failed in the background', {
-          error: error instanceof Error ? (error.stack ?? error.message) : String(error),
-        }),
+        connection.log('error', 'A handler failed in the background', { error: said(error) }),
       )
+    },
+    /** Until it resolves nothing leaves for anyone; when it rejects, nothing ever did, and everything ends. */
+    gate<T>(promise: T | PromiseLike<T>): Promise<T> {
+      const awaited = Promise.resolve(promise)
+      scope.gate.add(awaited)
+      return awaited
     },
     passThroughOnException() {},
     props: {},
   }
 }
+
+const said = (error: unknown) => (error instanceof Error ? (error.stack ?? error.message) : String(error))

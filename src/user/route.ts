@@ -6,7 +6,7 @@ import { ROUTE_LOG_INTERVAL_MS } from '../base/limits.ts'
 import type { UserRoute, UserTls } from '../plan/types.ts'
 import type { RefusalReason } from '../connections/reasons.ts'
 import { Balancer } from './balance.ts'
-import { loadHandler, type Invoke } from './handler-module.ts'
+import { loadHandler, type LoadedHandler } from './handler-module.ts'
 import { Counters, NetworkList, Rate, type Guard } from './security.ts'
 import { narrowestOf, type Choice } from './select.ts'
 
@@ -37,7 +37,7 @@ export class LiveRoute implements Choice, Guard {
   clientCa: string | null = null
   upstreamCa: string | null = null
   /** How to call the handler, or why it cannot be called. */
-  handler: Invoke | { problem: string } | null = null
+  handler: LoadedHandler | { problem: string } | null = null
   /** What prepare() found, repeated with every plan that leaves it so. */
   readonly problems: string[] = []
   /** What the context was made of. */
