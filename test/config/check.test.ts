@@ -42,6 +42,8 @@ const good = () => ({
   stateDir: '/var/lib/sluice',
 })
 
+const durable = { access: { file: './access.jsonl', durable: true } }
+
 const problems = (input: unknown) => {
   const result = check(input)
   return result.ok ? [] : result.problems
@@ -161,6 +163,31 @@ describe('configuration', () => {
       'H15: udp with health checks',
       (c: any) => ((c.routes[0].match.protocol = 'udp'), (c.routes[0].action.health = {})),
       'routes[0].action.health',
+    ],
+    [
+      'H15, C1: nftables with a durable log',
+      (c: any) => ((c.log = durable), (c.routes[0].action.forwardingEngine = 'nftables')),
+      'routes[0].action.forwardingEngine',
+    ],
+    [
+      'H15, C1: preserveSourceIp with a durable log',
+      (c: any) => ((c.log = durable), (c.routes[0].action.preserveSourceIp = true)),
+      'routes[0].action.preserveSourceIp',
+    ],
+    [
+      'C1: udp with a durable log',
+      (c: any) => ((c.log = durable), (c.routes[0].match.protocol = 'udp')),
+      'routes[0].match.protocol',
+    ],
+    [
+      'C1: more ports than user space listens on, with a durable log',
+      (c: any) => ((c.log = durable), (c.routes[0].match.ports = [{ from: 10000, to: 20000 }])),
+      'routes[0].match.ports',
+    ],
+    [
+      'C1: a durable log that is no file',
+      (c: any) => (c.log = { access: { ...durable.access, file: 'stdout' } }),
+      'log.access.file',
     ],
     ['H15: udp to a handler', (c: any) => (c.routes[3].match.protocol = 'udp'), 'routes[3].match.protocol'],
   ])('H15/E14: refused: %s', (_what, change, path) => {

@@ -101,6 +101,10 @@ export interface GatewayOptions {
   /** Fields beside the routes; admin, log and stateDir are in the gateway's own directory without being named. */
   config?: object
   env?: Record<string, string>
+  /** log.access.durable. */
+  durable?: boolean
+  /** The program, where it is not the source under this Bun. */
+  program?: string[]
   /** A command that starts the program in its own way: setpriv(1), prlimit(1). */
   through?: string[]
   /** false: returns as soon as the process runs. Default: every route has been active. */
@@ -146,7 +150,7 @@ export class Gateway implements AsyncDisposable {
       this.file,
       JSON.stringify({
         admin: { socket: this.socket },
-        log: { access: this.accessLog, level: 'debug' },
+        log: { access: this.options.durable ? { file: this.accessLog, durable: true } : this.accessLog, level: 'debug' },
         stateDir: join(this.directory, 'state'),
         ...this.options.config,
         ...config,
@@ -156,7 +160,7 @@ export class Gateway implements AsyncDisposable {
   }
 
   command(...words: string[]): string[] {
-    return [process.execPath, MAIN, ...words]
+    return [...(this.options.program ?? [process.execPath, MAIN]), ...words]
   }
 
   /** One of the program's commands, to its end. */

@@ -122,6 +122,23 @@ describe('H1/H15: the carrier follows from what the route needs', () => {
     expect(routes.find((route) => route.name === 'all')!.carrier).toBe('kernel')
   })
 
+  test('C1: a durable log keeps the kernel off everything; what says more is said', () => {
+    const routes = [
+      forward('plain', 80),
+      forward('named', 443, { tls: { mode: 'passthrough' } }, {}, { domains: 'x.test' }),
+      forward('asked', 81, { forwardingEngine: 'user' }),
+    ]
+    const log = { access: { file: '/var/log/access.jsonl', durable: true } }
+    const carriers = made(routes, {}, { log }).routes.map(({ name, carrier, reason }) => [name, carrier, reason])
+    expect(carriers).toEqual([
+      ['plain', 'user', 'durable log'],
+      ['named', 'splice', 'the server name has to be read, the rest not'],
+      ['asked', 'user', "forwardingEngine is 'user'"],
+    ])
+    const not = made(routes, {}, { log: { access: { ...log.access, durable: false } } })
+    expect(not.routes[0]!.carrier).toBe('kernel')
+  })
+
   test('a route for some clients keeps the kernel off its port', () => {
     const routes = made([forward('some', 80, {}, {}, { clientIps: ['10.0.0.0/8'] }), forward('rest', 80)]).routes
     expect(routes.map((route) => route.carrier)).toEqual(['user', 'user'])
