@@ -4,7 +4,7 @@
 import 'reflect-metadata'
 import { Command, CommanderError, Option } from 'commander'
 import { DEFAULT_SOCKET, VERSION } from './base/about.ts'
-import { provideModules } from './modules.ts'
+import { presentRuntime, provideModules } from './modules.ts'
 
 /** Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. */
 const FAILED = 1
@@ -127,6 +127,7 @@ listing('stop', 'stop the gateway: drain for the grace period, then end').action
 
 // Not for people: the processes that control starts.
 program.command('worker', { hidden: true }).action(async () => {
+  presentRuntime()
   const { runWorker } = await import('./worker.ts')
   await runWorker()
 })

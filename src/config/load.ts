@@ -90,9 +90,11 @@ async function limited(stream: ReadableStream<Uint8Array>): Promise<string> {
 }
 
 /** Arguments that make process.execPath this program: none when it is compiled, else the main file. Not Bun.main: as a
- *  library we are part of another program, which does not know our commands. */
+ *  library we are part of another program, which does not know our commands. Packages that a handler imports resolve as in the
+ *  Workers runtime; the compiled program has the condition built in (Makefile). */
 export function selfArguments(): string[] {
-  return Bun.main.startsWith('/$bunfs/') || Bun.main.startsWith('B:/') ? [] : [resolve(import.meta.dir, '../main.ts')]
+  const compiled = Bun.main.startsWith('/$bunfs/') || Bun.main.startsWith('B:/')
+  return compiled ? [] : ['--conditions=workerd', resolve(import.meta.dir, '../main.ts')]
 }
 
 /** File names in a configuration are relative to it. */
