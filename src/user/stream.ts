@@ -115,6 +115,10 @@ export class Stream implements Consumer, Part {
     return this.party.inbound
   }
 
+  get gate() {
+    return this.party.gate
+  }
+
   get allowHalfOpen() {
     return this.party.allowHalfOpen
   }
@@ -173,18 +177,28 @@ export class Stream implements Consumer, Part {
     if (this.isOver || this.closing || this.#surrendering) return 'it is closed, or was handed over already'
     if (this.upgrading) return 'startTls() was called: use the socket that it returned'
     if (this.readable.locked || this.writable.locked) return 'its streams are locked: release their readers and writers'
+    if (this.#writeEnded || this.#corrupt) return 'its writable is closed'
+    if (this.#readEnded && !this.#end?.ended) return 'its readable was cancelled'
     return undefined
   }
 
-  surrender(): Promise<void> {
-    this.readable.getReader()
+  async surrender(): Promise<void> {
+    const reader = this.readable.getReader()
     this.writable.getWriter()
     this.#surrendering = Promise.withResolvers()
-    this.whenFlushed(() => {
-      this.party.handedOver()
-      this.#surrendering!.resolve()
-    })
-    return this.#surrendering.promise
+    this.whenFlushed(() => this.#surrendering!.resolve())
+    // Bytes that came for a read that was given up are in the stream.
+    const left = this.#reader.desiredSize! < 0 ? (await reader.read()).value : undefined
+    await this.#surrendering.promise
+    const { end } = this
+    if (left) {
+      ;(end.held ??= []).unshift(left)
+      end.heldBytes += left.length
+    }
+  }
+
+  handedOver() {
+    this.party.handedOver()
   }
 
   cut(error: unknown) {
