@@ -305,7 +305,11 @@ function checkDurable({ log, routes }: Config): Problem[] {
   const add = (path: string, message: string, remedy: string) => problems.push({ path, message, remedy })
   const { file } = log!.access as { file: string }
   if (file === 'stdout' || file === 'off')
-    add('log.access.file', `"${file}" is no file that could be brought to disk`, 'name a file, such as "./access.jsonl"')
+    add(
+      'log.access.file',
+      `"${file}" is no file that could be brought to disk`,
+      'name a file, such as "./access.jsonl"',
+    )
   routes.forEach(({ match, action, enabled }, i) => {
     if (enabled === false) return
     const path = `routes[${i}]`

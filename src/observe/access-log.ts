@@ -37,11 +37,7 @@ export class AccessLog implements ConnectionObserver {
 
   /** @param destination 'stdout' or a file, which is appended to.
    *  @param durable openings are written, and are on disk before anybody is told so. The file has to be one that can be synced. */
-  static async open(
-    destination: string,
-    onError: (message: string) => void,
-    durable = false,
-  ): Promise<AccessLog> {
+  static async open(destination: string, onError: (message: string) => void, durable = false): Promise<AccessLog> {
     const log = new AccessLog(destination === 'stdout' ? null : destination, onError, durable)
     await log.reopen()
     return log
@@ -50,21 +46,9 @@ export class AccessLog implements ConnectionObserver {
   /** After logrotate moved the file away. */
   async reopen() {
     const before = this.#file
-    if (this.path !== null) this.#file = await open(this.path, 'a', 0o640)
-    if (this.durable && this.path !== null) await this.#sync(this.path)
+    if (this.path !== null) this.#file = await openFile(this.path, this.durable)
     await this.#writing
     await before?.close()
-  }
-
-  async #sync(path: string) {
-    try {
-      await this.#file!.datasync()
-      // The name is only on disk when the directory is.
-      const directory = await open(dirname(path), 'r')
-      await directory.sync().finally(() => directory.close())
-    } catch (cause) {
-      throw new Error(`Cannot keep a durable access log in ${path}: ${(cause as Error).message}`, { cause })
-    }
   }
 
   settled(record: ConnectionRecord) {
@@ -110,13 +94,15 @@ export class AccessLog implements ConnectionObserver {
     this.#timer = undefined
     this.#writing ??= this.#write().finally(() => {
       this.#writing = null
+      // Whoever was told by the last piece may have had more to say at once.
+      if (this.#lines.length > 0) this.#flush()
     })
   }
 
   /** Resolves when the lines so far have been taken by the destination, or dropped: for who has very many of them. */
   async flushed() {
     this.#flush()
-    await this.#writing
+    while (this.#writing) await this.#writing
   }
 
   async #write() {
@@ -150,10 +136,24 @@ export class AccessLog implements ConnectionObserver {
   }
 
   async close() {
-    this.#flush()
-    await this.#writing
+    await this.flushed()
     await this.#file?.close()
     this.#file = undefined
+  }
+}
+
+/** @param durable its name is on disk, too, and what cannot be synced is refused. */
+async function openFile(path: string, durable: boolean): Promise<FileHandle> {
+  const file = await open(path, 'a', 0o640)
+  if (!durable) return file
+  try {
+    await file.datasync()
+    const directory = await open(dirname(path), 'r')
+    await directory.sync().finally(() => directory.close())
+    return file
+  } catch (cause) {
+    await file.close()
+    throw new Error(`Cannot keep a durable access log in ${path}: ${(cause as Error).message}`, { cause })
   }
 }
 

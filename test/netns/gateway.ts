@@ -150,7 +150,10 @@ export class Gateway implements AsyncDisposable {
       this.file,
       JSON.stringify({
         admin: { socket: this.socket },
-        log: { access: this.options.durable ? { file: this.accessLog, durable: true } : this.accessLog, level: 'debug' },
+        log: {
+          access: this.options.durable ? { file: this.accessLog, durable: true } : this.accessLog,
+          level: 'debug',
+        },
         stateDir: join(this.directory, 'state'),
         ...this.options.config,
         ...config,

@@ -32,7 +32,8 @@ const FILES = {
     exports: { '.': { workerd: { import: './workers.mjs', require: './workers.cjs' }, default: './empty.js' } },
   }),
   'node_modules/behind/empty.js': "exports.kind = 'default'\n",
-  'node_modules/behind/workers.mjs': "export { connect } from 'cloudflare:sockets'\nexport const kind = 'workerd, imported'\n",
+  'node_modules/behind/workers.mjs':
+    "export { connect } from 'cloudflare:sockets'\nexport const kind = 'workerd, imported'\n",
   // As in pg-cloudflare: imported when it is needed.
   'node_modules/behind/workers.cjs':
     "exports.kind = 'workerd, required'\nexports.load = async () => (await import('cloudflare:sockets')).connect\n",
@@ -71,7 +72,9 @@ for (const { name, program, why } of programs)
         mkdirSync(dirname(file), { recursive: true })
         writeFileSync(file, text)
       }
-      gateway.write([{ name: 'packages', match: { ports: 8400 }, action: { type: 'socket-handler', handler: './packages.mjs' } }])
+      gateway.write([
+        { name: 'packages', match: { ports: 8400 }, action: { type: 'socket-handler', handler: './packages.mjs' } },
+      ])
       expect(await gateway.reload()).toMatchObject({ status: 200 })
       await gateway.settled()
       expect(JSON.parse(await said(lab, 8400))).toEqual({

@@ -2,7 +2,7 @@
 import { expect, test } from 'bun:test'
 import net from 'node:net'
 import { Hold } from '../../src/user/hold.ts'
-import { forward, later, open, reasons, server } from './plane.ts'
+import { forward, later, open, reasons, route, server } from './plane.ts'
 
 for (const relay of [true, false]) {
   const how = relay ? 'the relay thread' : 'TypeScript'
@@ -13,7 +13,7 @@ for (const relay of [true, false]) {
       accepted++
       socket.pipe(socket)
     })
-    const bench = await open([forward('a', port)], { relay })
+    const bench = await open([route('a', { action: forward(port) })], { relay })
     bench.plane.reporter.durable = true
     const client = net.connect(bench.port, '127.0.0.1')
     later(() => client.destroy())
