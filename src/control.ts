@@ -312,6 +312,7 @@ export class Control implements Gateway {
       generation: ++this.#generation,
       listeners: next.listeners.map((listener) => ({ ...listener, descriptor: this.#listeners.tag(listener.key) })),
       routes,
+      listens: listensOf(next).filter((listen) => listen.protocol === 'tcp'),
       limits: next.limits,
       durable: this.#accessLog?.durable ?? false,
       certificates,

@@ -88,6 +88,12 @@ export const HANDLER_LOAD_MS_MAX = 10_000
  * before it has to wait. */
 export const HANDLER_BUFFER_BYTES = 64 * 1024
 
+/** Sockets that the handler of one connection has open at once, or is opening. Above: connect() fails with too_many_sockets. */
+export const HANDLER_SOCKETS_MAX = 64
+
+/** How old what is known of the addresses of this machine may be, for what handlers may reach. */
+export const OWN_ADDRESSES_MS = 5000
+
 /** One line a second and route about failing handlers and handshakes. Above: counted, and said with the next line. */
 export const ROUTE_LOG_INTERVAL_MS = 1000
 

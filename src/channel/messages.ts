@@ -21,6 +21,8 @@ export interface WorkerPlan {
     /** Tag of the listening descriptor, sent once beside the first plan that names it. */ descriptor: number
   })[]
   routes: UserRoute[]
+  /** Where the gateway listens for TCP in either plane: no handler may connect to it. */
+  listens: { address: string | null; from: number; to: number }[]
   limits: Limits | null
   /** Connections wait until their openings are on disk: each is answered by `written`. */
   durable: boolean

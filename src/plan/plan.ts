@@ -293,6 +293,7 @@ function userAction(route: Route, endpoints: Endpoint[]): UserRoute['action'] {
         module: typeof handler === 'string' ? handler : '',
         inline,
         env: (action.env ?? {}) as Record<string, unknown>,
+        reach: { private: action.reach?.private ?? false, ports: action.reach?.ports ?? null },
         tls: action.tls ? userTls(action.tls) : null,
       }
     }

@@ -155,6 +155,8 @@ export interface UserRoute {
         module: string
         /** Route name inside module when the handler stands in the configuration itself. */ inline: string | null
         env: Record<string, unknown>
+        /** What connect() may reach; ports null: all but 25. */
+        reach: { private: boolean; ports: number[] | null }
         tls: UserTls | null
       }
     | { type: 'redirect'; to: string; status: number; tls: UserTls | null }

@@ -6,6 +6,7 @@ import type { ConnectionRecord } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { Slot } from './balance.ts'
 import type { Dials } from './dials.ts'
+import type { Own } from './reach.ts'
 import type { ProxyHeader } from './peek/proxy-header.ts'
 import { End, type Consumer, type Owner } from './end.ts'
 import type { Reported, Reporter } from './report.ts'
@@ -24,6 +25,10 @@ export interface Services {
   readonly log: (level: 'debug' | 'info' | 'warn' | 'error', message: string, fields?: Record<string, unknown>) => void
   /** Connections in the relay now. */
   spliced: number
+  /** Sockets that handlers have opened, or are opening. */
+  opened: number
+  /** What the gateway itself has, which no handler may connect to. */
+  own(): Own
   /** The relay thread carries what it can. */
   relays(): boolean
   nextId(): string

@@ -20,6 +20,7 @@ import { Listener, plainIp, type Listening, type Reads } from './listen.ts'
 import { opening } from './opening.ts'
 import { chooseUnread, peek, readProxyHeader } from './peek.ts'
 import { leaveRelay, parts, relayRuns, useRelay } from './relay-thread.ts'
+import { OwnAddresses } from './reach.ts'
 import { Reporter } from './report.ts'
 import { LiveRoute } from './route.ts'
 import { Counters, Everyone, NetworkList } from './security.ts'
@@ -48,6 +49,7 @@ export class UserPlane implements Services {
   readonly everyone = new Everyone()
   readonly log: Log
   spliced = 0
+  opened = 0
   readonly #relay: boolean
   readonly #idPrefix: string
   readonly #configFile: string | undefined
@@ -59,6 +61,9 @@ export class UserPlane implements Services {
   readonly #deadlines = new Set<Drain>()
   readonly #checks: HealthChecks
   readonly #accepting: Accepting
+  /** Of the whole gateway, in either plane. */
+  #listens: WorkerPlan['listens'] = []
+  readonly #ownAddresses = new OwnAddresses()
   readonly sweep: Sweep
   #acceptLook: Timer | undefined
   #plan: WorkerPlan | undefined
@@ -160,6 +165,7 @@ export class UserPlane implements Services {
     this.#routes = routes
     this.everyone.set(plan.limits)
     this.reporter.durable = plan.durable
+    this.#listens = plan.listens
     this.#plan = plan
     for (const [name, { total }] of this.#counters) if (total === 0 && !routes.has(name)) this.#counters.delete(name)
     this.#listen(plan, descriptors, problems)
@@ -234,7 +240,7 @@ export class UserPlane implements Services {
   }
 
   get #otherDescriptors(): number {
-    return this.#listening + this.#checks.running
+    return this.#listening + this.#checks.running + this.opened
   }
 
   /** What the relay thread has, or may have, beside the connections that it has nothing to do with. */
@@ -388,6 +394,10 @@ export class UserPlane implements Services {
 
   relays() {
     return this.#relay && relayRuns((message) => this.log('error', message))
+  }
+
+  own() {
+    return { listens: this.#listens, addresses: this.#ownAddresses.get() }
   }
 
   nextId() {

@@ -278,7 +278,7 @@ export class Stream implements Consumer, Part {
     if (!this.isOver && !this.#surrendering && !this.#isDone() && end.finished) this.#oneSided()
   }
 
-  closed(end: End, error: Error | undefined) {
+  closed(_: End, error: Error | undefined) {
     if (error || this.#surrendering || !this.#isDone()) this.party.broken(error)
   }
 

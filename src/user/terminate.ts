@@ -1,10 +1,9 @@
 // TLS ends here, and may begin again towards the target. The handshake runs on the accepted socket with the route's kept
 // context (tickets live in it); what it shows goes into the record, how it fails into the reason.
-import { checkServerIdentity } from 'node:tls'
 import type { Socket } from 'bun'
-import { isIp } from '../base/addresses.ts'
 import { of, type Connection } from './connection.ts'
 import { secureHandlers, type Consumer, type End } from './end.ts'
+import { alpnWire, beginTls, sniOf, untrusted, type TlsWish } from './tls-client.ts'
 
 /** Shared functions, not closures. */
 type Next = (connection: Connection) => void
@@ -126,43 +125,29 @@ function seen(socket: Socket<End>): NonNullable<Connection['tls']> {
   }
 }
 
-/** ALPN as the wire has it: each name behind its length. */
-export const alpnWire = (names: readonly string[]) =>
-  Buffer.concat(names.map((name) => Buffer.concat([Buffer.of(name.length), Buffer.from(name, 'latin1')])))
-
 // ---- with the target ----
 
 /** Handshakes as client on the connected target. Verifies chain and name unless the route says insecure. */
 export function encryptTarget(connection: Connection, next: Next) {
   const target = connection.target!
-  const { upstream } = connection.route!.tls!
-  const name = expectedName(connection)
-  const raw = target.detach()!
   target.consumer = targetHandshaking
   target.received = target.sent = 0
   nextOf.set(connection, next)
   connection.arm(connection.route!.plan.timeoutsMs.handshake, targetTimedOut)
-  // An address is no SNI (RFC 6066). Without a name the engine checks the chain only; secured() checks the address then.
-  const naming = isIp(name) ? {} : { serverName: name }
-  const ca = connection.route!.upstreamCa
-  const alpn = connection.tls?.alpn === undefined ? {} : { ALPNProtocols: alpnWire([connection.tls.alpn]) }
-  try {
-    const [tap, secure] = raw.upgradeTLS<End>({
-      tls: {
-        ...naming,
-        ...alpn,
-        rejectUnauthorized: !upstream.insecure && !isIp(name),
-        ...(ca === null ? {} : { ca }),
-      },
-      data: target,
-      socket: secureHandlers,
-    })
-    tap.data = raw.data
-    if (!connection.settled) target.socket = secure
-    else secure.terminate()
-  } catch (error) {
-    raw.terminate()
-    targetFailed(connection, (error as Error).message)
+  const problem = beginTls(target, wishOf(connection))
+  if (connection.settled) target.reset()
+  else if (problem !== undefined) targetFailed(connection, problem)
+}
+
+function wishOf(connection: Connection): TlsWish {
+  const name = expectedName(connection)
+  const alpn = connection.tls?.alpn
+  return {
+    name,
+    sni: sniOf(name),
+    alpn: alpn === undefined ? [] : [alpn],
+    ca: connection.route!.upstreamCa,
+    insecure: connection.route!.tls!.upstream.insecure,
   }
 }
 
@@ -197,17 +182,8 @@ const targetHandshaking: Consumer = {
   },
   secured(end, ok, error) {
     const connection = of(end)
-    const problem = connection.route!.tls!.upstream.insecure ? undefined : untrusted(connection, end.socket!, ok, error)
+    const problem = untrusted(wishOf(connection), end.socket!, ok, error)
     if (problem !== undefined) return targetFailed(connection, problem)
     nextOf.get(connection)!(connection)
   },
-}
-
-function untrusted(connection: Connection, socket: Socket<End>, ok: boolean, error: Error | null): string | undefined {
-  const name = expectedName(connection)
-  if (!isIp(name)) return ok && socket.authorized ? undefined : (error?.message ?? 'not authorized')
-  // No name was given to the engine, so a name mismatch is what it says at best; anything else is the chain.
-  if (error && (error as NodeJS.ErrnoException).code !== 'ERR_TLS_CERT_ALTNAME_INVALID') return error.message
-  const certificate = socket.getPeerCertificate()
-  return certificate ? checkServerIdentity(name, certificate as never)?.message : 'the target showed no certificate'
 }

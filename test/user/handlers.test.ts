@@ -15,6 +15,7 @@ const handler = (
   module,
   inline,
   env,
+  reach: { private: true, ports: null },
   tls: null,
 })
 const serve = (kind: string, timeoutsMs = {}) => open([route('h', { action: handler({ kind }), timeoutsMs })])

@@ -3,7 +3,7 @@ import { afterEach } from 'bun:test'
 import { readdirSync } from 'node:fs'
 import net from 'node:net'
 import { cString, native, ptr } from '../../src/base/native.ts'
-import type { DialReport } from '../../src/channel/messages.ts'
+import type { DialReport, WorkerPlan } from '../../src/channel/messages.ts'
 import type { ConnectionEvents, ConnectionRecord } from '../../src/connections/record.ts'
 import type { Limits, UserRoute } from '../../src/plan/types.ts'
 import { UserPlane, type Problem } from '../../src/user/index.ts'
@@ -51,6 +51,8 @@ export async function open(
     certificates?: Record<string, { cert: string; key: string }>
     configFile?: string
     limits?: Limits
+    /** Where the gateway listens, for what handlers may reach. */
+    listens?: WorkerPlan['listens']
     timers?: Timers
     relay?: boolean
   } = {},
@@ -94,7 +96,7 @@ export async function open(
   let generation = 0
   bench.apply = (routes, certificates = options.certificates ?? {}) => {
     const sent = generation++ === 0 ? fds : new Map<number, number>()
-    return bench.plane.apply({ generation, listeners, routes, limits: options.limits ?? null, durable: false, certificates }, sent)
+    return bench.plane.apply({ generation, listeners, routes, listens: options.listens ?? [], limits: options.limits ?? null, durable: false, certificates }, sent)
   }
   bench.settle = async (n) => {
     while (bench.settled.length < n) await new Promise<void>((resolve) => (wake = resolve))

@@ -274,6 +274,7 @@ test('J5: a handler is given the client and the proxy with the socket, and the b
     module: join(import.meta.dir, 'fixtures/handlers.ts'),
     inline: null,
     env: { kind },
+    reach: { private: false, ports: null },
     tls: null,
   })
   const told = await trusting(handler('info'))
