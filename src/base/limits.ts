@@ -123,6 +123,9 @@ export const ROUTE_TOTALS_MAX = 65_536
 /** Targets of one route that totals are kept of, also of those that are gone. Above: as for routes. */
 export const TARGET_TOTALS_MAX = 1024
 
+/** Texts that live records share (routes, listeners, targets, server names), about 100 bytes each. Above: all are forgotten. */
+export const SHARED_TEXTS_MAX = 4096
+
 /** Names of targets that are kept instead of made again for each flow, about 100 bytes each. Above: all are forgotten. */
 export const TARGET_NAMES_MAX = 4096
 

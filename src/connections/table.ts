@@ -1,6 +1,6 @@
 // The one table of connections, whichever plane carries them, and the totals per route. Planes report; observers
 // (log, metrics, admin) listen. Each connection is opened once and settled once here, or it is a bug that is counted.
-import { ROUTE_TOTALS_MAX, TARGET_TOTALS_MAX } from '../base/limits.ts'
+import { ROUTE_TOTALS_MAX, SHARED_TEXTS_MAX, TARGET_TOTALS_MAX } from '../base/limits.ts'
 import type { ConnectionEvents, ConnectionRecord } from './record.ts'
 import type { RefusalReason } from './reasons.ts'
 import {
@@ -57,6 +57,7 @@ export class ConnectionTable {
   readonly #proxied = new Map<string, ConnectionRecord>()
   readonly #routes = new Map<string, RouteAccount>()
   readonly #observers = new Set<ConnectionObserver>()
+  readonly #texts = new Map<string, string>()
   /** Flows that opened before this are in the restored totals, until adopted() says that all of them were seen. */
   #restoredAt = -Infinity
   /** Settled twice or never opened: should stay 0; a metric, so that somebody notices. */
@@ -71,13 +72,13 @@ export class ConnectionTable {
   ingest(events: ConnectionEvents) {
     for (const record of events.opened) {
       if (this.#proxied.has(record.id)) this.anomalies++
-      this.#proxied.set(record.id, record)
+      this.#proxied.set(record.id, this.#sharing(record))
       this.#opened(record)
     }
     for (const change of events.changed) {
       const record = this.#proxied.get(change.id)
       if (!record) continue
-      this.#change(record, change)
+      this.#change(record, this.#sharing(change))
       for (const observer of this.#observers) observer.changed?.(record)
     }
     for (const record of events.settled) {
@@ -94,6 +95,23 @@ export class ConnectionTable {
       counts[reason] = (counts[reason] ?? 0) + count
       for (const observer of this.#observers) observer.refused?.(route, reason, count, observed)
     }
+  }
+
+  /** What ten thousand live records say alike is kept once: each message brings strings of its own. */
+  #sharing<T extends Partial<ConnectionRecord>>(record: T): T {
+    for (const key of SHARED) {
+      const text = record[key]
+      if (typeof text === 'string') record[key] = this.#shared(text)
+    }
+    return record
+  }
+
+  #shared(text: string): string {
+    const known = this.#texts.get(text)
+    if (known !== undefined) return known
+    if (this.#texts.size === SHARED_TEXTS_MAX) this.#texts.clear()
+    this.#texts.set(text, text)
+    return text
   }
 
   /** Counts of live connections, as a worker has them now. */
@@ -263,6 +281,8 @@ export class ConnectionTable {
     return this.#proxied.get(id)
   }
 }
+
+const SHARED = ['route', 'listener', 'target', 'serverName'] as const
 
 const carriedBy = ({ bytesIn, bytesOut }: Pick<ConnectionRecord, 'bytesIn' | 'bytesOut'>): Carried => ({
   ...NOTHING_CARRIED,
