@@ -77,6 +77,8 @@ build/libsluice.so: $(wildcard native/*.c native/*.h) | build/packages/build
 	@cc $(CFLAGS) native/*.c -lmnl -o $@.new
 	@mv $@.new $@
 
-build/sluice: $(SOURCES) build/libsluice.so package.json tsconfig.json | node_modules/.ready
-	$(BUN) build --compile src/main.ts --outfile $@.new
+# It finds the packages beside a handler, and takes their code for the Workers runtime, as the source does (src/config/load.ts).
+build/sluice: $(SOURCES) build/libsluice.so package.json tsconfig.json Makefile | node_modules/.ready
+	$(BUN) build --compile --compile-autoload-package-json --compile-exec-argv='--conditions=workerd' \
+	  src/main.ts --outfile $@.new
 	@mv $@.new $@
