@@ -5,7 +5,7 @@ import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { listening, until } from '../netns/gateway.ts'
-import type { Namespace } from '../netns/lab.ts'
+import type { Lab, Namespace } from '../netns/lab.ts'
 
 const START_MS_MAX = 10_000
 
@@ -108,3 +108,51 @@ ${servers}
   )
   return serve(where, ['nginx', '-e', join(place.path, 'error.log'), '-p', place.path, '-c', config], ports)
 }
+
+/** Servers that refuse to be root are somebody else in a user namespace of their own, which needs no second user. */
+export const asNobody = (...command: string[]) => [
+  'unshare',
+  '--user',
+  '--map-user=65534',
+  '--map-group=65534',
+  ...command,
+]
+
+const postgresBin = [...new Bun.Glob('*/bin').scanSync({ cwd: '/usr/lib/postgresql', onlyFiles: false })].at(-1)
+/** One of its programs; null: it is not installed. */
+export const postgres = (name: string) =>
+  postgresBin === undefined ? null : Bun.which(name, { PATH: join('/usr/lib/postgresql', postgresBin) })
+
+/** PostgreSQL on its port, of which "tester" may do anything. */
+export async function startPostgres(lab: Lab, place: Place, more: Record<string, string> = {}): Promise<Peer> {
+  const data = join(place.path, 'data')
+  const make = ['-D', data, '-U', 'tester', '-A', 'trust', '--no-sync', '--no-locale']
+  await lab.backend.must(asNobody(postgres('initdb')!, ...make))
+  const settings = {
+    listen_addresses: lab.backend.address4,
+    unix_socket_directories: '',
+    hba_file: place.file('hba', 'host all all all trust\n'),
+    ...more,
+  }
+  const flags = Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`])
+  return serve(lab.backend, asNobody(postgres('postgres')!, '-D', data, ...flags), [5432], 'SIGQUIT')
+}
+
+/** Redis, whose port the flags say. */
+export const startRedis = (lab: Lab, place: Place, flags: string[], port: number): Promise<Peer> =>
+  serve(
+    lab.backend,
+    [
+      'redis-server',
+      '--bind',
+      lab.backend.address4,
+      '--protected-mode',
+      'no',
+      '--save',
+      '',
+      '--dir',
+      place.path,
+      ...flags,
+    ],
+    [port],
+  )

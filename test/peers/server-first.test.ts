@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { forward, Gateway } from '../netns/gateway.ts'
 import { Lab } from '../netns/lab.ts'
 import { testIf } from '../support.ts'
-import { type Peer, Place, serve } from './peers.ts'
+import { asNobody, type Peer, Place, postgres, serve, startPostgres, startRedis } from './peers.ts'
 
 interface Protocol {
   name: string
@@ -20,13 +20,6 @@ interface Protocol {
   /** What the server has to have printed then. */
   served?: string
 }
-
-/** Servers that refuse to be root are somebody else in a user namespace of their own, which needs no second user. */
-const asNobody = (...command: string[]) => ['unshare', '--user', '--map-user=65534', '--map-group=65534', ...command]
-
-const postgresBin = [...new Bun.Glob('*/bin').scanSync({ cwd: '/usr/lib/postgresql', onlyFiles: false })].at(-1)
-const postgres = (name: string) =>
-  postgresBin === undefined ? null : Bun.which(name, { PATH: join('/usr/lib/postgresql', postgresBin) })
 
 const protocols: Protocol[] = [
   {
@@ -99,18 +92,7 @@ const protocols: Protocol[] = [
     name: 'PostgreSQL',
     programs: [postgres('postgres'), postgres('initdb'), Bun.which('psql')],
     port: 5432,
-    async start(lab, place) {
-      const data = join(place.path, 'data')
-      const make = ['-D', data, '-U', 'tester', '-A', 'trust', '--no-sync', '--no-locale']
-      await lab.backend.must(asNobody(postgres('initdb')!, ...make))
-      const settings = {
-        listen_addresses: lab.backend.address4,
-        unix_socket_directories: '',
-        hba_file: place.file('hba', 'host all all all trust\n'),
-      }
-      const flags = Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`])
-      return serve(lab.backend, asNobody(postgres('postgres')!, '-D', data, ...flags), [5432], 'SIGQUIT')
-    },
+    start: (lab, place) => startPostgres(lab, place),
     client: (_, host, port) => [
       ...['psql', '--no-psqlrc', '--no-align', '--tuples-only', '--command', 'select 6*7'],
       `host=${host} port=${port} user=tester dbname=postgres connect_timeout=10`,
@@ -121,12 +103,7 @@ const protocols: Protocol[] = [
     name: 'Redis',
     programs: [Bun.which('redis-server'), Bun.which('redis-cli')],
     port: 6379,
-    start: (lab, place) =>
-      serve(
-        lab.backend,
-        ['redis-server', '--bind', lab.backend.address4, '--protected-mode', 'no', '--save', '', '--dir', place.path],
-        [6379],
-      ),
+    start: (lab, place) => startRedis(lab, place, ['--port', '6379'], 6379),
     client: (_, host, port) => ['redis-cli', '-h', host, '-p', String(port), 'eval', 'return 6*7', '0'],
     answer: '42',
   },
