@@ -7,8 +7,10 @@ export function provideModules() {
     name: 'sluice',
     setup(build) {
       build.module('sluice', async () => ({ exports: { ...(await import('./index.ts')) }, loader: 'object' }))
+      // At once, and only when somebody asks: packages that are no ES modules require() it, which waits for nothing.
+      const sockets = () => require('./sockets.ts') as typeof import('./sockets.ts')
       for (const name of ['sluice/sockets', 'cloudflare:sockets'])
-        build.module(name, async () => ({ exports: { ...(await import('./sockets.ts')) }, loader: 'object' }))
+        build.module(name, () => ({ exports: { ...sockets() }, loader: 'object' }))
     },
   })
 }

@@ -36,10 +36,11 @@ const FILES = {
     "export { connect } from 'cloudflare:sockets'\nexport const kind = 'workerd, imported'\n",
   // As in pg-cloudflare: imported when it is needed.
   'node_modules/behind/workers.cjs':
-    "exports.kind = 'workerd, required'\nexports.load = async () => (await import('cloudflare:sockets')).connect\n",
+    "exports.kind = 'workerd, required'\nexports.load = async () => (await import('cloudflare:sockets')).connect\n" +
+    "exports.required = () => require('cloudflare:sockets').connect\n",
   'node_modules/around/package.json': JSON.stringify({ name: 'around', version: '1.0.0', main: 'index.js' }),
   'node_modules/around/index.js':
-    "const { kind, load } = require('behind')\nexports.kind = kind\nexports.load = load\nexports.agent = navigator.userAgent\n",
+    "const { kind, load, required } = require('behind')\nexports.kind = kind\nexports.load = load\nexports.required = required\nexports.agent = navigator.userAgent\n",
   'packages.mjs': `import { connect as theirs, kind } from 'behind'
 import around from 'around'
 import { connect } from 'cloudflare:sockets'
@@ -49,7 +50,7 @@ export default {
   async connect(socket) {
     const found = {
       type: typeof connect,
-      same: [theirs, await around.load(), sluice.connect].map((one) => one === connect),
+      same: [theirs, await around.load(), around.required(), sluice.connect].map((one) => one === connect),
       kinds: [kind, around.kind],
       agent: around.agent,
     }
@@ -79,7 +80,7 @@ for (const { name, program, why } of programs)
       await gateway.settled()
       expect(JSON.parse(await said(lab, 8400))).toEqual({
         type: 'function',
-        same: [true, true, true],
+        same: [true, true, true, true],
         kinds: ['workerd, imported', 'workerd, required'],
         agent: 'Cloudflare-Workers',
       })
