@@ -81,7 +81,9 @@ class Outbound extends Timed implements Party, Opened {
   begin() {
     const { scope, to, wanted } = this
     const refused =
-      this.#unusable() ?? portRefusal(to.port, this.#reach) ?? (isIp(to.hostname) ? this.#refusal(to.hostname) : undefined)
+      this.#unusable() ??
+      portRefusal(to.port, this.#reach) ??
+      (isIp(to.hostname) ? this.#refusal(to.hostname) : undefined)
     if (refused) return this.#close(refused)
     this.#counted = true
     scope.opened.add(this)
@@ -93,7 +95,8 @@ class Outbound extends Timed implements Party, Opened {
   #unusable(): SocketError | undefined {
     if (this.connection.settled) return new SocketError('client_disconnected')
     if (this.wanted.signal?.aborted) return abortedBy(this.wanted.signal)
-    if (this.scope.opened.size >= HANDLER_SOCKETS_MAX) return new SocketError('too_many_sockets', `${HANDLER_SOCKETS_MAX}`)
+    if (this.scope.opened.size >= HANDLER_SOCKETS_MAX)
+      return new SocketError('too_many_sockets', `${HANDLER_SOCKETS_MAX}`)
     return undefined
   }
 

@@ -58,7 +58,9 @@ export function untrusted(wish: TlsWish, socket: Socket<End>, ok: boolean, error
   // A name mismatch says only that it is not the one that was asked for; anything else is the chain.
   if (error && (error as NodeJS.ErrnoException).code !== 'ERR_TLS_CERT_ALTNAME_INVALID') return error.message
   const certificate = socket.getPeerCertificate()
-  return certificate ? checkServerIdentity(wish.name, certificate as never)?.message : 'the target showed no certificate'
+  return certificate
+    ? checkServerIdentity(wish.name, certificate as never)?.message
+    : 'the target showed no certificate'
 }
 
 /** An address is never asked for. */

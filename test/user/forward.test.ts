@@ -355,7 +355,10 @@ test('E9: a plan that repeats itself touches nothing; one without a listener clo
   // The limit counts what the route carried before it had one.
   await gone(client(bench.port))
   expect(bench.refused.get('route_limit') ?? (await Bun.sleep(20), bench.refused.get('route_limit'))).toBe(1)
-  await bench.plane.apply({ generation: 9, listeners: [], routes: [], listens: [], limits: null, durable: false, certificates: {} }, new Map())
+  await bench.plane.apply(
+    { generation: 9, listeners: [], routes: [], listens: [], limits: null, durable: false, certificates: {} },
+    new Map(),
+  )
   const refused = client(bench.port)
   await gone(refused)
   socket.write('two')

@@ -16,7 +16,14 @@ await new Promise<void>((done) => echo.listen(0, '127.0.0.1', done))
 const { port: target } = echo.address() as net.AddressInfo
 
 const module = resolve(import.meta.dir, 'fixtures/handlers.ts')
-const handler = { type: 'handler', module, inline: null, env: { kind: 'echo' }, reach: { private: false, ports: null }, tls: null } as const
+const handler = {
+  type: 'handler',
+  module,
+  inline: null,
+  env: { kind: 'echo' },
+  reach: { private: false, ports: null },
+  tls: null,
+} as const
 /** With whether the listener reads first. The first three answer. */
 const routes: [UserRoute, boolean][] = [
   [route('user', { action: forward(target) }), false],
@@ -41,7 +48,15 @@ const listeners = routes.map(([{ name }, peek], i) => {
   const port = native().sluice_port(fd)
   return { key: `127.0.0.1:${port}`, address: '127.0.0.1', port, peek, trusted: [], routes: [name], descriptor: i + 1 }
 })
-const plan = { generation: 1, listeners, routes: routes.map(([one]) => one), listens: [], limits: null, durable: false, certificates: {} }
+const plan = {
+  generation: 1,
+  listeners,
+  routes: routes.map(([one]) => one),
+  listens: [],
+  limits: null,
+  durable: false,
+  certificates: {},
+}
 await plane.apply(plan, fds)
 plane.check([
   {

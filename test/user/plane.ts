@@ -96,7 +96,18 @@ export async function open(
   let generation = 0
   bench.apply = (routes, certificates = options.certificates ?? {}) => {
     const sent = generation++ === 0 ? fds : new Map<number, number>()
-    return bench.plane.apply({ generation, listeners, routes, listens: options.listens ?? [], limits: options.limits ?? null, durable: false, certificates }, sent)
+    return bench.plane.apply(
+      {
+        generation,
+        listeners,
+        routes,
+        listens: options.listens ?? [],
+        limits: options.limits ?? null,
+        durable: false,
+        certificates,
+      },
+      sent,
+    )
   }
   bench.settle = async (n) => {
     while (bench.settled.length < n) await new Promise<void>((resolve) => (wake = resolve))
