@@ -4,7 +4,7 @@ import { expect, test } from 'bun:test'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { hello, sni } from '../user/hellos.ts'
-import { forward, Gateway } from './gateway.ts'
+import { forward, Gateway, halt } from './gateway.ts'
 import { Lab, type Namespace } from './lab.ts'
 import { echoBackend, Talker } from './traffic.ts'
 
@@ -77,7 +77,7 @@ test('C1: a durable access log and a control that is stopped: no SYN, no byte, w
   const callAll = () =>
     Promise.all(kinds.map(({ says }, i) => caller(lab.client, lab.gateway.clientSide4, 8400 + i, says)))
 
-  gateway.process.kill('SIGSTOP')
+  await halt(gateway.process.pid)
   // They are over when the gateway has waited for long enough.
   expect(await callAll()).toEqual(kinds.map(() => ''))
   expect(backend.clients).toEqual([])

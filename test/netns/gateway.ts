@@ -1,7 +1,16 @@
 // The program itself in the laboratory's gateway: started from a configuration as an operator would, watched through its
 // admin socket and its access log, stopped, killed and started again. Nothing of src/ is imported: what is tested is what runs.
 import type { Subprocess } from 'bun'
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { slowness } from '../support.ts'
@@ -87,6 +96,13 @@ export async function until<T>(
     if (performance.now() > deadline)
       throw new Error(`not within ${ms * slowness} ms: ${what} (last: ${Bun.inspect(last)})`)
   }
+}
+
+/** SIGSTOP. The kernel stops each thread when it comes to it: resolves when none runs any more. */
+export async function halt(pid: number): Promise<void> {
+  process.kill(pid, 'SIGSTOP')
+  const isStopped = (thread: string) => /\) T /.test(readFileSync(`/proc/${pid}/task/${thread}/stat`, 'utf8'))
+  await until(() => readdirSync(`/proc/${pid}/task`).every(isStopped), 5000, `process ${pid} has stopped`)
 }
 
 /** A forwarding route in one line. */

@@ -1,7 +1,7 @@
 // The worker process dies under load: the next one serves, the backlog waits, the kernel does not notice, and every record ends.
 import { expect, test } from 'bun:test'
 import { Lab } from './lab.ts'
-import { forward, Gateway, until } from './gateway.ts'
+import { forward, Gateway, halt, until } from './gateway.ts'
 import { crowd, echoBackend, Talker } from './traffic.ts'
 
 test('the worker is killed under load: the next one serves, nobody is refused, records end with worker_died once', async () => {
@@ -26,7 +26,7 @@ test('the worker is killed under load: the next one serves, nobody is refused, r
   )
 
   // Stopped, it accepts nothing more: what connects now waits in the backlog, where the kill finds it.
-  process.kill(first.worker.pid, 'SIGSTOP')
+  await halt(first.worker.pid)
   const queued = await Promise.all(Array.from({ length: 30 }, () => Talker.connect(lab.client, host, 8401)))
   const answers = queued.map((talker) => talker.say('waited in the backlog'))
   process.kill(first.worker.pid, 'SIGKILL')
@@ -59,7 +59,7 @@ test('killed again and again, under new connections: every one is served in the 
   ])
   for (let life = 0; life < 4; life++) {
     const pid = await until(async () => (await gateway.status()).worker.pid, 5000, 'a worker')
-    process.kill(pid, 'SIGSTOP')
+    await halt(pid)
     const queued = await Promise.all(
       Array.from({ length: 5 }, () => Talker.connect(lab.client, lab.gateway.clientSide4, 8401)),
     )
