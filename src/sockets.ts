@@ -1,128 +1,16 @@
 // The public module 'sluice/sockets', which code written for 'cloudflare:sockets' gets, too: connect(), proxy(), and the types of
-// a handler module. What they do lives in src/user/.
+// a handler module, which stand in types/sockets.d.ts with their documentation. What they do lives in src/user/.
+import type { ProxyOptions, Socket, SocketAddress, SocketOptions } from './types/sockets.d.ts'
 import { connect as open } from './user/outbound.ts'
-import { proxy as join, type ProxyOptions } from './user/proxy.ts'
-import { SocketError, socketErrors, type SocketErrorCode } from './user/socket-error.ts'
-import type { SocketInfo } from './user/stream.ts'
+import { proxy as join } from './user/proxy.ts'
 
-export { SocketError, socketErrors, type ProxyOptions, type SocketErrorCode, type SocketInfo }
+export type * from './types/sockets.d.ts'
+export { SocketError, socketErrors } from './user/socket-error.ts'
 
-/** Where to: a name or an address (IPv6 in brackets within a string) and a port.
- * @example connect({ hostname: 'db.internal', port: 5432 }) */
-export interface SocketAddress {
-  readonly hostname: string
-  readonly port: number
-}
-
-/** How a socket speaks TLS. Only where it does: with `secureTransport` 'on', or at startTls().
- * @example socket.startTls({ expectedServerHostname: 'mail.example.com' }) */
-export interface TlsOptions {
-  /** The name that the server is asked for; it is also verified unless expectedServerHostname says another. Default: the hostname. */
-  sni?: string | null
-  /** Application protocols, the preferred one first. What was agreed on is `alpn` of the SocketInfo. */
-  alpn?: readonly string[] | null
-  /** PEM of the authorities to trust instead of those that the runtime knows. */
-  ca?: string | readonly string[]
-  /** PEM of a client certificate, with its chain. Needs `key`. */
-  cert?: string
-  /** PEM of the key of `cert`. */
-  key?: string
-  /** Whom the certificate has to name, and what is asked for unless `sni` says another. Also where the address is an IP. */
-  expectedServerHostname?: string
-}
-
-/** How a socket is opened.
- * @example connect('db.internal:5432', { secureTransport: 'starttls', connectTimeout: 2000 }) */
-export interface SocketOptions extends TlsOptions {
-  /** 'off': plain. 'on': TLS from the first byte. 'starttls': plain until startTls(). Default 'off'. */
-  secureTransport?: 'on' | 'off' | 'starttls'
-  /** The writable stays usable after the peer's FIN. Default false: it is closed, once what was written has been sent. */
-  allowHalfOpen?: boolean
-  /** Bytes that may be written ahead of the network before `desiredSize` is 0. Default 64 KiB. */
-  highWaterMark?: number | bigint
-  /** Aborts the socket: while it connects, and for as long as it is open. */
-  signal?: AbortSignal
-  /** Milliseconds for name, TCP and each address that is tried. Default: the route's timeouts.connect. */
-  connectTimeout?: number
-}
-
-/** A connection as two streams of bytes: the client's, which a handler is given, or one that connect() has opened.
- * @example
- * const socket = connect('example.com:7')
- * const writer = socket.writable.getWriter()
- * await writer.write(new TextEncoder().encode('hello'))
- * for await (const bytes of socket.readable) console.log(bytes.length) */
-export interface Socket extends AsyncDisposable {
-  readonly readable: ReadableStream<Uint8Array>
-  /** Takes bytes only. A write waits while the peer does not read; one before the socket is open waits for that. */
-  readonly writable: WritableStream<Uint8Array>
-  /** Resolves once TCP, and TLS where it is on, are there. Rejects with a SocketError. Needs no catch. */
-  readonly opened: Promise<SocketInfo>
-  /** Resolves when both directions are over, rejects with an Error when they were cut. Needs no catch. */
-  readonly closed: Promise<void>
-  /** startTls() has taken the connection: use the socket that it returned. */
-  readonly upgraded: boolean
-  readonly secureTransport: 'on' | 'off' | 'starttls'
-  /** Sends what was written, then FIN. One that is not open yet is given up at once. The same promise as `closed`. */
-  close(reason?: unknown): Promise<void>
-  /** The same connection with TLS, as a new socket, once what was written has been sent. Only with secureTransport 'starttls'. */
-  startTls(options?: TlsOptions): Socket
-  /** proxy(this, other, options) */
-  proxyTo(other: Socket, options?: ProxyOptions): void
-}
-
-/** What a handler is told of its connection.
- * @example async connect(socket, env, ctx) { if (ctx.domain !== env.domain) await socket.close() } */
-export interface Context {
-  readonly connectionId: string
-  readonly routeName: string
-  readonly clientIp: string
-  readonly clientPort: number
-  /** "ip:port" of the trusted sender whose PROXY protocol header named the client. */
-  readonly proxy: string | null
-  readonly serverIp: string | null
-  readonly port: number
-  /** The server name of TLS. */
-  readonly domain: string | null
-  readonly isTls: boolean
-  readonly tlsVersion: string | null
-  /** Milliseconds since 1970. */
-  readonly timestamp: number
-  waitUntil(promise: Promise<unknown>): void
-  /** Until the promise has resolved nothing leaves for anyone this handler talks to: no SYN, no byte, no FIN. What is written
-   * waits, in order. When it rejects, nothing ever left, and everything ends. Answers the same promise.
-   * @example
-   * ctx.gate(audit.record(ctx.connectionId))
-   * const database = connect('db.internal:5432') // goes out once it is recorded */
-  gate<T>(promise: T | PromiseLike<T>): Promise<T>
-}
-
-/** The default export of a handler module.
- * @example
- * export default {
- *   async connect(socket, env, ctx) {
- *     proxy(socket, connect(env.target))
- *   },
- * } satisfies Handler<{ target: string }> */
-export interface Handler<Env = Record<string, unknown>> {
-  connect(socket: Socket, env: Env, ctx: Context): void | Promise<void>
-  /** Called before connect(): what it returns is given to ctx.gate(). */
-  gate?(env: Env, ctx: Context): Promise<unknown> | undefined
-}
-
-/** Opens a connection from within a handler, and returns at once: what is written before it is open goes out when it is. It belongs
- * to the connection of the handler, and ends with it unless proxy() has got it. A mistake in the arguments is a TypeError here;
- * everything else is a SocketError at `opened`, `closed` and the streams.
- * @example
- * const socket = connect('db.internal:5432', { connectTimeout: 2000 })
- * const { localAddress } = await socket.opened */
 export function connect(address: string | SocketAddress, options?: SocketOptions): Socket {
   return open(address, options) as unknown as Socket
 }
 
-/** Joins two sockets and returns at once; so may the handler. Both directions go at the same time, the order of the two means
- * nothing, and a failure of one is the end of both. How it ended is seen at `closed` of either.
- * @example proxy(socket, connect('10.0.0.5:5432'), { signal: AbortSignal.timeout(60_000) }) */
 export function proxy(a: Socket, b: Socket, options?: ProxyOptions): void {
   join(a, b, options)
 }
