@@ -53,10 +53,10 @@ export interface Part {
   settler(): (error: unknown) => void
 }
 
+/** What can be seen of one from outside. */
 interface Proxyable {
   readonly readable: ReadableStream<Uint8Array>
   readonly writable: WritableStream<Uint8Array>
-  readonly [handOver]: Part
 }
 
 /** Joins two sockets of a handler and returns at once; so may the handler. How it ends is seen at `closed` of either. */
@@ -74,7 +74,7 @@ export function proxy(a: Proxyable, b: Proxyable, options: ProxyOptions = {}): v
 }
 
 function joinable(socket: Proxyable): Part {
-  const part = (socket as Proxyable | null | undefined)?.[handOver]
+  const part = (socket as { [handOver]?: Part } | null | undefined)?.[handOver]
   if (!part) throw new TypeError('Cannot proxy: both have to be sockets, of connect() or of the handler')
   const refusal = part.refusal()
   if (refusal !== undefined) throw new TypeError(`Cannot proxy a socket: ${refusal}`)
