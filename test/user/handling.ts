@@ -13,7 +13,7 @@ type Timeouts = Partial<UserRoute['timeoutsMs']>
 const EVERYWHERE: Reach = { private: true, ports: null }
 
 export async function handling(
-  options: { reach?: Reach; timeoutsMs?: Timeouts; listens?: Parameters<typeof open>[1] & object } = {},
+  options: { reach?: Reach; timeoutsMs?: Timeouts; plane?: Parameters<typeof open>[1] } = {},
 ): Promise<Bench> {
   given.gate = undefined
   const action: UserRoute['action'] = {
@@ -24,7 +24,7 @@ export async function handling(
     reach: options.reach ?? EVERYWHERE,
     tls: null,
   }
-  return open([route('h', { action, timeoutsMs: options.timeoutsMs })], options.listens)
+  return open([route('h', { action, timeoutsMs: options.timeoutsMs })], options.plane)
 }
 
 /** Connects a client, and answers what the handler does. */

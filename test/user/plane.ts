@@ -139,7 +139,11 @@ export async function server(serve: (socket: net.Socket) => void, allowHalfOpen 
   return (listening.address() as net.AddressInfo).port
 }
 
-export const echo = () => server((socket) => void socket.pipe(socket))
+export const echo = (accepted = () => {}) =>
+  server((socket) => {
+    accepted()
+    socket.pipe(socket)
+  })
 
 export function client(port: number): net.Socket {
   const socket = net.connect({ port, host: '127.0.0.1', allowHalfOpen: true })
