@@ -4,7 +4,6 @@ import type { CloseReason } from '../connections/reasons.ts'
 import type { Connection } from './connection.ts'
 import type { Gate } from './gate.ts'
 import { brokenBy, codeOf } from './opening.ts'
-import { SocketError } from './socket-error.ts'
 import { Stream, type Party } from './stream.ts'
 
 /** Reasons that are an end and no failure: `closed` resolves. */
@@ -65,8 +64,8 @@ export class ClientParty implements Party {
   }
 
   /** The connection has settled. */
-  over(reason: CloseReason) {
-    this.stream.over(CLEAN.has(reason) ? null : new SocketError('client_disconnected', reason))
+  over(reason: CloseReason, error: Error) {
+    this.stream.over(CLEAN.has(reason) ? null : error)
   }
 }
 

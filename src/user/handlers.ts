@@ -7,6 +7,7 @@ import type { Connection, Scope } from './connection.ts'
 import { Gate } from './gate.ts'
 import { ClientParty } from './handler-socket.ts'
 import { armIdle } from './idle.ts'
+import { SocketError } from './socket-error.ts'
 import { StreamSocket } from './stream-socket.ts'
 
 export function runHandler(connection: Connection) {
@@ -46,7 +47,7 @@ export const currentScope = () => scopes.getStore()
 /** A socket that a handler has opened. */
 export interface Opened {
   /** The connection has settled. */
-  scopeOver(reason: CloseReason): void
+  scopeOver(reason: CloseReason, error: Error): void
 }
 
 /** What a handler has of a connection: the client's socket, those it opened, and the gate before all of them. */
@@ -55,9 +56,13 @@ export class HandlerScope implements Scope {
   /** null: it was handed to proxy(). */
   client: ClientParty | null
   readonly opened = new Set<Opened>()
+  #rejected: SocketError | undefined
 
   constructor(readonly connection: Connection) {
-    this.gate = new Gate((error) => this.#end('A gate was rejected', error))
+    this.gate = new Gate((error) => {
+      this.#rejected = new SocketError('gate_rejected', messageOf(error), { cause: error })
+      this.#end('A gate was rejected', error)
+    })
     this.client = new ClientParty(connection, this.gate, this)
   }
 
@@ -81,8 +86,9 @@ export class HandlerScope implements Scope {
   }
 
   release(reason: CloseReason) {
-    this.client?.over(reason)
-    for (const socket of [...this.opened]) socket.scopeOver(reason)
+    const error = this.#rejected ?? new SocketError('client_disconnected', reason)
+    this.client?.over(reason, error)
+    for (const socket of [...this.opened]) socket.scopeOver(reason, error)
   }
 }
 
@@ -118,4 +124,5 @@ function contextOf(connection: Connection, scope: HandlerScope) {
   }
 }
 
+const messageOf = (error: unknown) => (error instanceof Error ? error.message : String(error))
 const said = (error: unknown) => (error instanceof Error ? (error.stack ?? error.message) : String(error))

@@ -269,10 +269,10 @@ class Outbound extends Timed implements Party, Opened {
     this.#leave()
   }
 
-  scopeOver(reason: CloseReason) {
+  scopeOver(reason: CloseReason, error: Error) {
     // What it has said goodbye to has its grace time.
     if (this.stream.closing && this.#due) return
-    this.#close(new SocketError('client_disconnected', reason), CLEAN.has(reason))
+    this.#close(error, CLEAN.has(reason))
   }
 
   /** null: as it should be. orderly: what the kernel has accepted still arrives. */

@@ -6,8 +6,8 @@ import { OWN_ADDRESSES_MS } from '../../src/base/limits.ts'
 import { failureOf, handled, handling } from './handling.ts'
 import { echo } from './plane.ts'
 
-const DEFAULT: Reach = { private: false, ports: null }
-const EVERYWHERE: Reach = { private: true, ports: null }
+const DEFAULT = { private: false, ports: null }
+const EVERYWHERE = { private: true, ports: null }
 
 describe('A18 Q12: ports', () => {
   const cases: [number, Reach['ports'], string | undefined][] = [
@@ -109,7 +109,7 @@ test('own addresses are read again after a while, and spelled in one way', () =>
 
 test('the addresses of this machine', () => expect(new OwnAddresses().get()).toContain('127.0.0.1'))
 
-const codeFor = async (reach: Reach, address: string) => {
+const codeFor = async (reach: { private: boolean; ports: number[] | null }, address: string) => {
   const bench = await handling({ reach })
   return (await handled(bench, () => failureOf(connect(address).opened)))?.code
 }
