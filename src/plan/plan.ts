@@ -8,15 +8,7 @@ import type { Config, Route, Timeouts } from '../config/schema.ts'
 import { configuredRoutes, defaultRoute, leftOver } from './default.ts'
 import { emptyState, kernelState, limitsOfAll, withEndpoints } from './kernel-state.ts'
 import { endpointsOf } from './endpoints.ts'
-import {
-  ANY,
-  listeners,
-  listensOf,
-  needsPeek,
-  protocolOf,
-  reservations,
-  whatIsRead,
-} from './listeners.ts'
+import { ANY, listeners, listensOf, needsPeek, protocolOf, reservations, whatIsRead } from './listeners.ts'
 import { ownership, type Ownership } from './ports.ts'
 import type { Endpoint, Facts, Plan, PlannedListener, PlannedRoute, UserRoute, UserTls } from './types.ts'
 
@@ -53,7 +45,9 @@ export function plan(config: Config, facts: Facts): Plan {
   const routes = all.map((route): PlannedRoute => {
     const endpoints = endpointsOf(route, onlyPort(route), facts)
     const isDefault = route === fallback
-    const { carrier, reason } = isDefault ? BY_DEFAULT : chooseCarrier(route, endpoints, facts, owned, isDurable(config))
+    const { carrier, reason } = isDefault
+      ? BY_DEFAULT
+      : chooseCarrier(route, endpoints, facts, owned, isDurable(config))
     const user = userRoute(route, endpoints, config, facts, commonMs, carrier === 'splice' ? 'splice' : 'user')
     // Whoever is believed on a port is believed for what is left over there.
     if (isDefault) user.acceptProxyProtocol = believed(listening)
