@@ -201,7 +201,8 @@ void relay_reports_write(int64_t now_ms)
     if (!pair->taken)
       append_news(pair);
     pair->queued_to_report = false;
-    if (pair->closed)
+    /* One that still has a turn is freed when its turn comes: the list of turns runs through it. */
+    if (pair->closed && !pair->queued_to_run)
       relay_free(pair);
   }
   lazy_ms = 0;

@@ -244,6 +244,8 @@ static void take_turns(void)
     pair->queued_to_run = false;
     if (!pair->closed)
       take_turn(pair);
+    else if (!pair->queued_to_report)
+      relay_free(pair); /* its end was told before the turns */
   }
 }
 
