@@ -124,6 +124,7 @@ class Proxying implements Attachment {
     this.encrypted = client.encrypted || target.encrypted
     connection.allowHalfOpen = (client.allowHalfOpen && !client.inbound) || target.allowHalfOpen
     connection.targetName = targetName
+    connection.client.consumer = opening
     connection.target = new End(connection, opening)
     connection.target.takeOver(target.end)
     if (this.#promote()) return
