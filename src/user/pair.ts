@@ -31,7 +31,8 @@ const pairing: Consumer = {
   ended(end) {
     const sink = end.other!
     // The last FIN of a plain connection goes out with close(2): one call less. TLS says goodbye first.
-    if (end.finished && sink.ended && sink.queuedBytes === 0 && !encrypted(of(end))) return of(end).settle('finished', true)
+    if (end.finished && sink.ended && sink.queuedBytes === 0 && !encrypted(of(end)))
+      return of(end).settle('finished', true)
     sink.finish()
     after(end)
   },

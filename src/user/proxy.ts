@@ -64,7 +64,9 @@ export function proxy(a: Proxyable, b: Proxyable, options: ProxyOptions = {}): v
   const [one, other] = [joinable(a), joinable(b)]
   if (one === other) throw new TypeError('Cannot proxy a socket to itself')
   if (one.connection !== other.connection)
-    throw new TypeError('Cannot proxy sockets of two connections: each belongs to the connection whose handler opened it')
+    throw new TypeError(
+      'Cannot proxy sockets of two connections: each belongs to the connection whose handler opened it',
+    )
   if (options === null || typeof options !== 'object' || options instanceof AbortSignal)
     throw new TypeError('Cannot proxy: the options are an object, such as { signal }')
   if (options.preventClose || options.preventAbort || options.preventCancel) return pipe(a, b, options)
