@@ -1,7 +1,8 @@
 // What goes wrong with a socket of a handler: one class, a stable code for programs, a text for people. Mistakes in the
 // arguments of a call are plain TypeErrors, thrown at once.
 
-/** Every code, with what its text says first. */
+/** Every code, with what its text says first.
+ * @example if (error.code in socketErrors) log(socketErrors[error.code]) */
 export const socketErrors = {
   connect_refused: 'proxy request failed, cannot connect to the specified address',
   connect_timeout: 'proxy request failed, cannot connect to the specified address',
@@ -29,7 +30,8 @@ export const socketErrors = {
 
 export type SocketErrorCode = keyof typeof socketErrors
 
-/** `instanceof TypeError` and the prefix are WinterTC's; `code` is ours. */
+/** What a socket of a handler fails with. That it is a TypeError, and the prefix of its message, are WinterTC's; `code` is ours.
+ * @example socket.opened.catch((error) => error.code === 'connect_refused' && connect(spare)) */
 export class SocketError extends TypeError {
   constructor(
     readonly code: SocketErrorCode,

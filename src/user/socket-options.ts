@@ -87,8 +87,8 @@ export function parseConnectOptions(options: unknown): ConnectOptions {
   if (!TRANSPORTS.has(secureTransport))
     throw new TypeError(`Unsupported value in secureTransport socket option: ${String(secureTransport)}`)
   const tls = parseTlsOptions(given, NO_TLS)
-  if (secureTransport === 'off' && given.expectedServerHostname == null)
-    for (const name of ['sni', 'alpn', 'ca', 'cert', 'key'] as const)
+  if (secureTransport === 'off')
+    for (const name of ['sni', 'alpn', 'ca', 'cert', 'key', 'expectedServerHostname'] as const)
       if (tls[name] !== null && tls[name].length > 0)
         throw new TypeError(`Socket option ${name} needs secureTransport 'on' or 'starttls'`)
   return {

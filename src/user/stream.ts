@@ -7,6 +7,8 @@ import type { Gate } from './gate.ts'
 import type { Part } from './proxy.ts'
 import { SocketError } from './socket-error.ts'
 
+/** What `opened` of a socket resolves with.
+ * @example const { remoteAddress } = await socket.opened // "10.0.0.5:5432" */
 export interface SocketInfo {
   /** "ip:port" of the peer; of a client behind a trusted proxy the real one. */
   remoteAddress: string | null

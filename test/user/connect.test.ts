@@ -89,6 +89,7 @@ describe('A2 A5: options', () => {
     [{ sni: 'a.test' }, /sni needs secureTransport/],
     [{ alpn: ['h2'] }, /alpn needs secureTransport/],
     [{ ca: '-----BEGIN' }, /ca needs secureTransport/],
+    [{ expectedServerHostname: 'a.test' }, /expectedServerHostname needs secureTransport/],
     [{ secureTransport: 'on', sni: 'a b' }, /sni is a host name/],
     [{ secureTransport: 'on', alpn: [''] }, /1 to 255/],
     [{ secureTransport: 'on', alpn: ['x'.repeat(256)] }, /1 to 255/],
