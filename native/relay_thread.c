@@ -272,7 +272,8 @@ static bool go_round(void)
   if (!obey())
     return false;
   force_overdue();
-  /* Not a moment earlier: writing frees who has ended, and until the turns are over the queue may name him. */
+  /* Before the turns: whoever decides about new clients does so meanwhile. */
+  relay_reports_write(now_ms);
   take_turns();
   relay_reports_write(now_ms);
   relay_pipes_trim(now_ms);
