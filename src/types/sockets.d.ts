@@ -1,5 +1,6 @@
 // What 'sluice/sockets' is to a program that imports it, 'cloudflare:sockets' being the same: the one place where its types are
 // written down, without a word of how it is done. src/sockets.ts is what is behind them.
+import type { ConnectionRecord } from '../connections/record.ts'
 
 /** Where to: a name or an address (IPv6 in brackets within a string) and a port.
  * @example connect({ hostname: 'db.internal', port: 5432 }) */
@@ -36,7 +37,7 @@ export interface SocketOptions extends TlsOptions {
   highWaterMark?: number | bigint
   /** Aborts the socket: while it connects, and for as long as it is open. */
   signal?: AbortSignal
-  /** Milliseconds for name, TCP and each address that is tried. Default: the route's timeouts.connect. */
+  /** Milliseconds for looking up the name and reaching one of its addresses. Default: the route's timeouts.connect. */
   connectTimeout?: number
 }
 
@@ -82,6 +83,11 @@ export interface Context {
   readonly tlsVersion: string | null
   /** Milliseconds since 1970. */
   readonly timestamp: number
+  /** The connection's record as it is now, as the access log will have it. */
+  readonly record: ConnectionRecord
+  /** The handler goes on until this is settled: when the client has left, the sockets that connect() opened stay that long, for
+   * timeouts.grace at most. A failure is logged.
+   * @example ctx.waitUntil(audit(ctx.record)) */
   waitUntil(promise: Promise<unknown>): void
   /** Until the promise has resolved nothing leaves for anyone this handler talks to: no SYN, no byte, no FIN. What is written
    * waits, in order. When it rejects, nothing ever left, and everything ends. Answers the same promise.

@@ -9,6 +9,7 @@ import { ClientParty } from './handler-socket.ts'
 import { armIdle } from './idle.ts'
 import { SocketError } from './socket-error.ts'
 import { StreamSocket } from './stream-socket.ts'
+import { Timed } from './timers.ts'
 
 export function runHandler(connection: Connection) {
   const { action } = connection.route!.plan
@@ -50,15 +51,32 @@ export interface Opened {
   scopeOver(reason: CloseReason, error: Error): void
 }
 
+/** The client has left, or was done: what the handler does beyond that, it may bring to an end. After any other reason nobody
+ *  wants it to. */
+const LINGERING: ReadonlySet<CloseReason> = new Set<CloseReason>([
+  'finished',
+  'handler_closed',
+  'client_reset',
+  'client_vanished',
+  'half_closed_timeout',
+])
+
 /** What a handler has of a connection: the client's socket, those it opened, and the gate before all of them. */
-export class HandlerScope implements Scope {
+export class HandlerScope extends Timed implements Scope {
   readonly gate: Gate
   /** null: it was handed to proxy(). */
   client: ClientParty | null
   readonly opened = new Set<Opened>()
+  /** connect() is of no use any more. */
+  isOver = false
   #rejected: SocketError | undefined
+  /** Promises given to waitUntil(). */
+  #awaited = 0
+  /** Ends what was opened; there while it waits for those promises. */
+  #over: (() => void) | undefined
 
   constructor(readonly connection: Connection) {
+    super()
     this.gate = new Gate((error) => {
       this.#rejected = new SocketError('gate_rejected', messageOf(error), { cause: error })
       this.#end('A gate was rejected', error)
@@ -88,7 +106,28 @@ export class HandlerScope implements Scope {
   release(reason: CloseReason) {
     const error = this.#rejected ?? new SocketError('client_disconnected', reason)
     this.client?.over(reason, error)
-    for (const socket of [...this.opened]) socket.scopeOver(reason, error)
+    this.#over = () => {
+      this.#over = undefined
+      this.isOver = true
+      this.connection.services.timers.disarm(this)
+      for (const socket of [...this.opened]) socket.scopeOver(reason, error)
+    }
+    if (this.#awaited > 0 && LINGERING.has(reason) && !this.gate.closed)
+      this.connection.services.timers.arm(this, this.connection.route!.plan.timeoutsMs.grace)
+    else this.#over()
+  }
+
+  /** Sockets that the handler has opened outlive the connection until these promises are settled, for the grace time at most. */
+  waitUntil(promise: Promise<unknown>) {
+    this.#awaited++
+    const settled = () => {
+      if (--this.#awaited === 0) this.#over?.()
+    }
+    promise.then(settled, settled)
+  }
+
+  override expired() {
+    this.#over?.()
   }
 }
 
@@ -107,11 +146,13 @@ function contextOf(connection: Connection, scope: HandlerScope) {
     isTls: connection.tls !== undefined,
     tlsVersion: connection.tls?.version ?? null,
     timestamp: connection.openedAt,
-    /** Nothing here ends when the handler returns; what is given is only watched for its failure. */
+    get record() {
+      return connection.record()
+    },
     waitUntil(promise: unknown) {
-      Promise.resolve(promise).catch((error) =>
-        connection.log('error', 'A handler failed in the background', { error: said(error) }),
-      )
+      const awaited = Promise.resolve(promise)
+      scope.waitUntil(awaited)
+      awaited.catch((error) => connection.log('error', 'A handler failed in the background', { error: said(error) }))
     },
     /** Until it resolves nothing leaves for anyone; when it rejects, nothing ever did, and everything ends. */
     gate<T>(promise: T | PromiseLike<T>): Promise<T> {

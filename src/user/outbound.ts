@@ -93,7 +93,7 @@ class Outbound extends Timed implements Party, Opened {
   }
 
   #unusable(): SocketError | undefined {
-    if (this.connection.settled) return new SocketError('client_disconnected')
+    if (this.scope.isOver) return new SocketError('client_disconnected')
     if (this.wanted.signal?.aborted) return abortedBy(this.wanted.signal)
     if (this.scope.opened.size >= HANDLER_SOCKETS_MAX)
       return new SocketError('too_many_sockets', `${HANDLER_SOCKETS_MAX}`)

@@ -224,3 +224,34 @@ test('D5: a handler that goes on after its client has gone is told so, by everyt
   expect(reasons(await bench.settle(1))).toEqual(['killed'])
   expect(bench.logged).toEqual([])
 })
+
+test('D5 A21: what waitUntil() was given may be brought to an end after the client has left, for the grace time at most', async () => {
+  const heard = Promise.withResolvers<string>()
+  const port = await server((socket) => {
+    void readAll(socket).then(({ bytes }) => heard.resolve(bytes.toString()))
+    socket.once('end', () => socket.end())
+  })
+  const bench = await handling({ timeoutsMs: { grace: 300 } })
+  const gone = Promise.withResolvers<void>()
+  const never = await handled(bench, (socket, ctx) => {
+    const audit = async () => {
+      await gone.promise
+      const out = connect(`127.0.0.1:${port}`)
+      await out.writable.getWriter().write(bytes(`${ctx.record.id} ${ctx.record.reason}`))
+      await out.close()
+      return connect(`127.0.0.1:${port}`).closed
+    }
+    const never = failureOf(audit())
+    ctx.waitUntil(never)
+    void socket.close()
+    return [never]
+  })
+  // The client does not follow, so the grace time of close() passes; then the one of waitUntil() begins.
+  await bench.settle(1)
+  expect(bench.plane.size).toBe(0)
+  gone.resolve()
+  expect(await heard.promise).toBe(`${bench.settled[0]!.id} handler_closed`)
+  expect((await never[0])!).toMatchObject({ code: 'client_disconnected' })
+  await nothingLeft(bench)
+  expect(bench.plane.timers.armed).toBe(0)
+})
