@@ -42,8 +42,8 @@ export interface Part {
   readonly whenClosed: Promise<void>
   /** Why it cannot be handed over; undefined: it can. */
   refusal(): string | undefined
-  /** Locks its streams at once. Resolves when it is open, everything that was written is out, and everything unread is held by
-   *  its end. Rejects when it ends before that. */
+  /** Locks its streams at once. Resolves when it is open, and its end has everything that was written (sent or queued) and
+   *  everything unread (held). Rejects when it ends before that. */
   surrender(): Promise<void>
   /** A surrendered one has another carrier from now on, and is told nothing more of its end. */
   handedOver(): void
@@ -109,7 +109,7 @@ class Proxying implements Attachment {
     await Promise.all(parts.map((part) => part.surrender())).then(() => this.#join(), ended)
   }
 
-  /** Both are open, and all that the handler wrote is out. */
+  /** Both are open, and the ends have all that the handler wrote. */
   #join() {
     // Not for one that has ended meanwhile.
     if (!this.#parts) return

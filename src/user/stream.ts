@@ -188,6 +188,9 @@ export class Stream implements Consumer, Part {
     const reader = this.readable.getReader()
     this.writable.getWriter()
     this.#surrendering = Promise.withResolvers()
+    // What was written need not be out for that, only with the end: a peer that does not read must not stop the other direction.
+    this.#waiting?.resolve()
+    this.#waiting = undefined
     this.whenFlushed(() => this.#surrendering!.resolve())
     // Bytes that came for a read that was given up are in the stream.
     const left = this.#reader.desiredSize! < 0 ? (await reader.read()).value : undefined
@@ -370,7 +373,7 @@ export class Stream implements Consumer, Part {
     const taken = bytes.byteLength === 0 || end.send(bytes)
     if (taken) end.owner.touch()
     this.#flushed()
-    if (taken) return undefined
+    if (taken || this.#surrendering) return undefined
     this.#waiting = Promise.withResolvers()
     return this.#waiting.promise
   }
@@ -397,7 +400,7 @@ export class Stream implements Consumer, Part {
   }
 
   #flushed() {
-    if (!this.#onFlushed || !this.#end || this.#end.queuedBytes > 0) return
+    if (!this.#onFlushed || !this.#end || (this.#end.queuedBytes > 0 && !this.#surrendering)) return
     if (this.#unsunk > 0 && !this.#corrupt && !this.#writeEnded) return
     // Whatever is to follow is an output, too.
     if (this.party.gate.closed) return this.party.gate.wait(() => this.#flushed())

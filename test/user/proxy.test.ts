@@ -309,7 +309,7 @@ for (const path of PATHS)
       client.socket.end(' and more')
       target.socket.end(' and more')
       const [toClient, toTarget] = await Promise.all(both)
-      expect(String(toClient)).toBe(`to the client ${'a'.repeat(3_000_000)}unread of the target and more`)
+      expect(String(toClient)).toBe(`to the client ${'a'.repeat(8_000_000)}unread of the target and more`)
       expect(String(toTarget)).toBe('to the target unread of the client and more')
       // In: all that the client said. Out: all that it was sent.
       const counts = { bytesIn: 34, bytesOut: toClient!.length }
@@ -365,6 +365,33 @@ test('design 5: read and answered, then handed over: one record, from user to sp
   expect(await record()).toMatchObject({ carrier: 'splice', bytesIn: 13, bytesOut: 13, reason: 'finished' })
   expect(bench.settled).toHaveLength(1)
 })
+
+for (const path of [NATIVE, PUMPED])
+  test(`B1: what the client does not read yet holds up its own direction only (${path.name})`, async () => {
+    const { bench, client, target, record, live } = await joined(path, { kind: 'queued' })
+    client.socket.write('first')
+    target.socket.write('hello')
+    client.socket.pause()
+    await until(() => [...bench.plane.table.values()][0]!.client.sent > 100_000)
+    fixture.seen.go.resolve()
+    await until(() => live() !== undefined)
+    let asked = ''
+    target.socket.on('data', (bytes) => void (asked += bytes))
+    client.socket.write('go on')
+    await until(() => asked === 'to the target go on')
+    expect(live()!.carrier).toBe('user')
+    const answered = everything(client.socket)
+    await until(() => live()!.carrier === path.carrier)
+    target.socket.end('answer')
+    expect(String(await answered)).toBe(`to the client ${'a'.repeat(8_000_000)}answer`)
+    client.socket.end()
+    expect(await record()).toMatchObject({
+      carrier: path.carrier,
+      bytesIn: 10,
+      bytesOut: 8_000_020,
+      reason: 'finished',
+    })
+  })
 
 for (const path of [NATIVE, PUMPED])
   test(`a read that was given up loses nothing (${path.name})`, async () => {
