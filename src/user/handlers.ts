@@ -99,8 +99,8 @@ export class HandlerScope extends Timed implements Scope {
       client: formatEnd(connection.clientIp, connection.clientPort),
       error: said(error),
     })
-    // What it has handed to proxy() is not its own any more.
-    if (this.client) connection.settle('handler_failed')
+    // What it has handed to proxy() is not its own any more; nothing passes a gate that was rejected.
+    if (this.client && (this.#rejected || !this.client.stream.surrendered)) connection.settle('handler_failed')
   }
 
   release(reason: CloseReason) {

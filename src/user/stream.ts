@@ -129,6 +129,11 @@ export class Stream implements Consumer, Part {
     return this.secureTransport === 'on'
   }
 
+  /** It was given to proxy(), which perhaps still waits for the other. */
+  get surrendered() {
+    return this.#surrendering !== undefined
+  }
+
   /** Valid once it is open. */
   get end() {
     return this.#end!

@@ -449,6 +449,19 @@ test('B3: a target that cannot be reached ends the client, with its reason; both
   expect([bench.plane.size, bench.plane.timers.armed]).toEqual([0, 0])
 })
 
+for (const kind of ['fails', 'fails_later'])
+  test(`D4: a handler that fails after the hand-over ends nothing, also while the target is still being connected (${kind})`, async () => {
+    const { bench, client, target, record } = await joined(NATIVE, { kind })
+    const said = heard(target.socket)
+    client.socket.write('a word')
+    expect(await said).toBe('a word')
+    await until(() => bench.logged.length > 0)
+    expect(bench.logged.join()).toContain('after the hand-over')
+    client.socket.end()
+    target.socket.end()
+    expect(await record()).toMatchObject({ reason: 'finished', bytesIn: 6 })
+  })
+
 test('B5: a signal that was aborted before: nobody hears anything', async () => {
   const server = await lonely()
   const bench = await open([route('p', { action: action({ kind: 'aborted', target: server.port }) })])
