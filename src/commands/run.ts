@@ -29,6 +29,10 @@ export async function run(options: { config?: string; check?: boolean }): Promis
   // An error that nobody expected: what is known may be wrong from here on, so say where, and close in order. The kernel goes
   // on forwarding, as after a crash; the next start takes its flows over.
   const failed = (error: unknown) => {
+    // A program that we feed has ended before it had read all. Its exit code says so to whoever waits for it; the runtime tells
+    // it a second time here.
+    if ((error as NodeJS.ErrnoException | null)?.code === 'EPIPE')
+      return log('debug', 'A pipe was closed by its reader')
     log('error', 'Uncaught error in control; stopping', { error: String((error as Error)?.stack ?? error) })
     process.exitCode = 1
     void control.stop(FAILED_GRACE_MS, 'keep')
