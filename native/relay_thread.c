@@ -287,6 +287,7 @@ static void *live(void *unused)
   uint32_t bucket = 0;
   for (struct relay_pair *pair; (pair = relay_remaining(&bucket));)
     relay_finish(pair, SLUICE_CLIENT, ECANCELED, true);
+  take_turns(); /* all have ended: it only lets go of those whose end was told before a turn that did not come */
   relay_accept_stop();
   relay_reports_write(INT64_MAX);
   return unused;
