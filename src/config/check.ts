@@ -165,6 +165,8 @@ function checkRoute(route: Route, path: string): Problem[] {
         add('action.targets', 'every target has weight 0', 'give at least one target a weight of 1 or more')
     }
   }
+  const userSpace = userSpaceOnly(route)
+  if (userSpace && isWide(route)) add('match.ports', `${userSpace}, and ${WIDE}`, 'name smaller ranges')
   if (action.type === 'socket-handler' && action.tls?.mode === 'passthrough')
     add(
       'action.tls.mode',
@@ -248,6 +250,16 @@ export function neverKernel(route: Route): string | undefined {
   return undefined
 }
 
+/** A range that is too wide for a listening socket on each of its ports. */
+const isWide = ({ match }: Route) =>
+  [match.ports].flat().some((ports) => typeof ports === 'object' && ports.to - ports.from >= TWIN_PORTS_MAX)
+
+const WIDE = `user space listens on ${TWIN_PORTS_MAX} ports of a range at most`
+
+/** Why a TCP route cannot do without listening sockets; undefined when it can: in the kernel, or because it only refuses there. */
+const userSpaceOnly = (route: Route) =>
+  route.match.protocol === 'udp' || route.action.type === 'block' ? undefined : neverKernel(route)
+
 /** Two routes of which one can never be reached. Only exact copies of a match are certain enough to refuse. */
 function sameMatch(routes: Route[]): Problem[] {
   const seen = new Map<string, string>()
@@ -310,7 +322,8 @@ function checkDurable({ log, routes }: Config): Problem[] {
       `"${file}" is no file that could be brought to disk`,
       'name a file, such as "./access.jsonl"',
     )
-  routes.forEach(({ match, action, enabled }, i) => {
+  routes.forEach((route, i) => {
+    const { match, action, enabled } = route
     if (enabled === false) return
     const path = `routes[${i}]`
     const remedy = 'remove it, or set log.access.durable to false'
@@ -320,12 +333,8 @@ function checkDurable({ log, routes }: Config): Problem[] {
     if (action.type === 'forward' && action.preserveSourceIp)
       add(`${path}.action.preserveSourceIp`, `${why}, and nobody else keeps the client's address`, remedy)
     if (match.protocol === 'udp') add(`${path}.match.protocol`, `${why}, and nobody else carries UDP`, remedy)
-    else if ([match.ports].flat().some((ports) => typeof ports === 'object' && ports.to - ports.from >= TWIN_PORTS_MAX))
-      add(
-        `${path}.match.ports`,
-        `${why}, and user space listens on ${TWIN_PORTS_MAX} ports of a range at most`,
-        'name smaller ranges, or set log.access.durable to false',
-      )
+    else if (isWide(route) && !userSpaceOnly(route))
+      add(`${path}.match.ports`, `${why}, and ${WIDE}`, 'name smaller ranges, or set log.access.durable to false')
   })
   return problems
 }

@@ -180,6 +180,14 @@ describe('configuration', () => {
       'routes[0].match.protocol',
     ],
     [
+      'H15: more ports than user space listens on, where the kernel cannot do it',
+      (c: any) => (
+        (c.routes[0].action.forwardingEngine = 'user'),
+        (c.routes[0].match.ports = [{ from: 10000, to: 20000 }])
+      ),
+      'routes[0].match.ports',
+    ],
+    [
       'C1: more ports than user space listens on, with a durable log',
       (c: any) => ((c.log = durable), (c.routes[0].match.ports = [{ from: 10000, to: 20000 }])),
       'routes[0].match.ports',
