@@ -3,6 +3,7 @@
 // JavaScript runs for a byte; what cannot go there is pumped from end to end. Nothing here keeps the handler's objects.
 import { formatEnd } from '../base/addresses.ts'
 import type { CloseReason } from '../connections/reasons.ts'
+import type { ProxyOptions } from '../types/sockets.d.ts'
 import { Connection, type Attachment } from './connection.ts'
 import { End } from './end.ts'
 import { plainIp } from './listen.ts'
@@ -11,18 +12,6 @@ import { pair } from './pair.ts'
 import { relay } from './relay.ts'
 import type { Gate } from './gate.ts'
 import { SocketError, type SocketErrorCode } from './socket-error.ts'
-
-export interface ProxyOptions {
-  /** Ends both sockets at once. */
-  signal?: AbortSignal | undefined
-  /** The end of one side does not close the writable of the other. With this or one of the next two the sockets stay the
-   *  handler's, and every byte goes through their streams. */
-  preventClose?: boolean | undefined
-  /** A failure of one side does not abort the writable of the other. */
-  preventAbort?: boolean | undefined
-  /** A failure of a writable does not cancel the readable that it was fed from. */
-  preventCancel?: boolean | undefined
-}
 
 /** The key under which a socket can be handed over. Not a name: code of a handler has no business there. */
 export const handOver = Symbol('handOver')

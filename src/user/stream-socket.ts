@@ -1,8 +1,9 @@
 // The socket that a handler sees, as in the Workers runtime and in WinterTC's draft. What it does is its Stream's (stream.ts);
 // this is the face, so that a handler can reach nothing else.
-import { handOver, proxy, type ProxyOptions } from './proxy.ts'
+import type { ProxyOptions, SocketInfo } from '../types/sockets.d.ts'
+import { handOver, proxy } from './proxy.ts'
 import { SocketError } from './socket-error.ts'
-import type { SecureTransport, SocketInfo, Stream } from './stream.ts'
+import type { SecureTransport, Stream } from './stream.ts'
 
 export class StreamSocket {
   readonly readable: ReadableStream<Uint8Array>

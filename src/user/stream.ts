@@ -1,21 +1,12 @@
 // One end as the two web streams of a socket: backpressure both ways, flush, half-close and close(), the same for the client's
 // socket and for those that a handler opens. What is only true of one kind is its Party's.
 import { HANDLER_BUFFER_BYTES } from '../base/limits.ts'
+import type { SocketInfo } from '../types/sockets.d.ts'
 import type { Connection } from './connection.ts'
 import type { Consumer, End } from './end.ts'
 import type { Gate } from './gate.ts'
 import type { Part } from './proxy.ts'
 import { SocketError } from './socket-error.ts'
-
-/** What `opened` of a socket resolves with.
- * @example const { remoteAddress } = await socket.opened // "10.0.0.5:5432" */
-export interface SocketInfo {
-  /** "ip:port" of the peer; of a client behind a trusted proxy the real one. */
-  remoteAddress: string | null
-  localAddress: string | null
-  /** What TLS negotiated. */
-  alpn: string | null
-}
 
 /** Who owns the socket. Each of these may answer with over(), at once. */
 export interface Party {

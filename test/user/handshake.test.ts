@@ -11,6 +11,7 @@ import {
   connected,
   descriptors,
   echo,
+  ends,
   forward,
   gone,
   later,
@@ -37,15 +38,6 @@ beforeAll(async () => {
     early: ours.issue(['a.test'], { from: 1 }),
   }
   for (const [kind, pair] of Object.entries(kinds)) of[kind] = await pair
-})
-
-const ends = (mode: UserTls['mode'], more: Partial<UserTls> = {}): UserTls => ({
-  mode,
-  alpn: [],
-  minVersion: 'TLSv1.2',
-  clientCa: null,
-  upstream: { serverName: null, ca: null, insecure: false },
-  ...more,
 })
 
 const VERSIONS = ['TLSv1.2', 'TLSv1.3'] as const

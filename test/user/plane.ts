@@ -9,7 +9,7 @@ import type { Limits, UserRoute } from '../../src/plan/types.ts'
 import { UserPlane, type Problem } from '../../src/user/index.ts'
 import type { Timers } from '../../src/user/timers.ts'
 
-export { forward, route, target } from './routes.ts'
+export { ends, forward, route, target } from './routes.ts'
 
 export interface Bench {
   plane: UserPlane

@@ -4,11 +4,11 @@ import { expect, test } from 'bun:test'
 import type net from 'node:net'
 import { join } from 'node:path'
 import tls from 'node:tls'
-import type { UserRoute, UserTls } from '../../src/plan/types.ts'
+import type { UserRoute } from '../../src/plan/types.ts'
 import { localHeader, peekProxyHeader, proxyHeader, type ProxyHeader } from '../../src/user/peek/proxy-header.ts'
 import { signed } from '../certificates/tools.ts'
 import { seen } from './fixtures/handlers.ts'
-import { client, connected, echo, forward, gone, later, open, readAll, reasons, route, server } from './plane.ts'
+import { client, connected, echo, ends, forward, gone, later, open, readAll, reasons, route, server } from './plane.ts'
 
 const LOOPBACK = ['127.0.0.0/8']
 const from = (clientIp: string, clientPort = 40000) => ({
@@ -298,13 +298,7 @@ test('J5: a handler is given the client and the proxy with the socket, and the b
 // ---- TLS ----
 
 const pair = await signed(['a.test'])
-const ends = (mode: UserTls['mode']): UserTls => ({
-  mode,
-  alpn: [],
-  minVersion: 'TLSv1.2',
-  clientCa: null,
-  upstream: { serverName: 'a.test', ca: pair.cert, insecure: false },
-})
+const upstream = { serverName: 'a.test', ca: pair.cert, insecure: false }
 
 /** A TLS client that says a header first. */
 async function tlsAfter(port: number, header: Uint8Array): Promise<tls.TLSSocket> {
@@ -337,7 +331,7 @@ for (const mode of ['passthrough', 'terminate', 'terminate-and-reencrypt'] as co
           carrier: mode === 'passthrough' ? 'splice' : 'user',
           domains: ['a.test'],
           acceptProxyProtocol: LOOPBACK,
-          action: forward(port, { sendProxyProtocol: 'v2', tls: ends(mode) }),
+          action: forward(port, { sendProxyProtocol: 'v2', tls: ends(mode, { upstream }) }),
         }),
       ],
       { trusted: LOOPBACK, peek: true, certificates: { r: pair } },

@@ -1,11 +1,20 @@
 // Routes as a worker is given them, for tests of the user plane.
-import type { UserRoute, UserTarget } from '../../src/plan/types.ts'
+import type { UserRoute, UserTarget, UserTls } from '../../src/plan/types.ts'
 
 export const target = (port: number, weight = 1): UserTarget => ({
   host: { kind: 'ip', address: '127.0.0.1' },
   port,
   name: null,
   weight,
+})
+
+export const ends = (mode: UserTls['mode'], more: Partial<UserTls> = {}): UserTls => ({
+  mode,
+  alpn: [],
+  minVersion: 'TLSv1.2',
+  clientCa: null,
+  upstream: { serverName: null, ca: null, insecure: false },
+  ...more,
 })
 
 type Overrides = Partial<Omit<UserRoute, 'security' | 'timeoutsMs'>> & {

@@ -5,12 +5,12 @@ import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import tls from 'node:tls'
-import type { UserTls } from '../../src/plan/types.ts'
 import {
   client,
   connected,
   descriptors,
   echo,
+  ends,
   forward,
   gone,
   later,
@@ -35,15 +35,6 @@ beforeAll(() => {
   key = readFileSync(join(dir, 'key'), 'utf8')
   cert = readFileSync(join(dir, 'cert'), 'utf8')
   rmSync(dir, { recursive: true })
-})
-
-const ends = (mode: UserTls['mode'], more: Partial<UserTls> = {}): UserTls => ({
-  mode,
-  alpn: [],
-  minVersion: 'TLSv1.2',
-  clientCa: null,
-  upstream: { serverName: null, ca: null, insecure: false },
-  ...more,
 })
 
 async function tlsServer(serve: (socket: tls.TLSSocket) => void, options: tls.TlsOptions = {}): Promise<number> {
