@@ -17,6 +17,8 @@ const sets: Record<PackageSet, { contains: PackageSet[]; packages: string[] }> =
     packages: [
       ...['haproxy', 'nginx', 'libnginx-mod-stream', 'netcat-openbsd', 'strace', 'testssl.sh'],
       ...['postgresql', 'redis-server', 'openssh-server', 'python3-aiosmtpd'],
+      // ACME servers.
+      ...['caddy', 'pebble'],
       // The programs alone: mariadb-server is a service, and many times as large.
       ...['mariadb-server-core', 'mariadb-client-core'],
     ],
