@@ -36,6 +36,7 @@ test('G21: in the worker: logged with its place, and every other connection goes
   await gateway.settled()
   const host = lab.gateway.clientSide4
   const others = await crowd(lab.client, host, 8401, 10)
+  await until(async () => (await gateway.connections()).length === 10, 5000, 'the worker knows of all of them')
   const { pid } = (await gateway.status()).worker
   for (const signal of Object.values(SIGNALS)) process.kill(pid, signal)
   await until(() => errors(gateway).length === 2, 5000, 'both are logged')
