@@ -1,10 +1,10 @@
 #!/usr/bin/env bun
-// The command line. Each command loads only what it needs: a listing does not carry the gateway with it.
+// The command line: runs the command that is asked for, and ends with its exit code.
 // First of all: @peculiar/x509 needs it before itself, and the bundler of the compiled program keeps no finer order.
 import 'reflect-metadata'
-import { Command, CommanderError, Option } from 'commander'
-import { DEFAULT_SOCKET, VERSION } from './base/about.ts'
-import { presentRuntime, provideModules } from './modules.ts'
+import { CommanderError } from 'commander'
+import { provideModules } from './modules.ts'
+import { makeProgram } from './program.ts'
 
 /** Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. */
 const FAILED = 1
@@ -12,156 +12,8 @@ const WRONG = 2
 
 provideModules()
 
-const program = new Command('sluice')
-  .description('An edge proxy for Linux gateways: user space decides, the kernel carries.')
-  .version(VERSION, '-V, --version')
-  .showHelpAfterError('(sluice --help lists the commands)')
-  .exitOverride()
-
-const configOption = () =>
-  new Option(
-    '-c, --config <file>',
-    'configuration file (default: ./sluice.config.ts, then /etc/sluice/sluice.config.ts)',
-  )
-const adminOption = () =>
-  new Option(
-    '--admin <socket>',
-    `admin socket of the running gateway (default: admin.socket of --config, else ${DEFAULT_SOCKET})`,
-  )
-const listing = (name: string, description: string) =>
-  program
-    .command(name)
-    .description(description)
-    .addOption(adminOption())
-    .addOption(configOption())
-    .option('--json', 'print JSON')
-
-program
-  .command('run')
-  .description('run the gateway in the foreground')
-  .addOption(configOption())
-  .option('--check', 'only validate the configuration')
-  .action(async (options: { config?: string; check?: boolean }) => {
-    const { run } = await import('./commands/run.ts')
-    process.exitCode = await run(options)
-  })
-
-program
-  .command('demo')
-  .description('run the gateway with backends of its own in throwaway network namespaces')
-  .action(async () => {
-    const { demo } = await import('./demo.ts')
-    process.exitCode = await demo()
-  })
-
-program
-  .command('plan')
-  .description('show route by route which carrier it gets, why, and the rules that would be applied; changes nothing')
-  .addOption(configOption())
-  .option('--json', 'print JSON')
-  .action(async (options: { config?: string; json?: boolean }) => {
-    const { showPlan } = await import('./commands/plan.ts')
-    process.exitCode = await showPlan(options)
-  })
-
-program
-  .command('init')
-  .description('write a commented starter configuration')
-  .argument('[file]', 'where to', 'sluice.config.ts')
-  .action(async (file: string) => {
-    const { init } = await import('./commands/init.ts')
-    process.exitCode = await init(file)
-  })
-
-program
-  .command('schema')
-  .description('print the JSON Schema of the configuration')
-  .action(async () => {
-    const { schema } = await import('./commands/init.ts')
-    console.log(schema())
-  })
-
-listing('doctor', 'check the machine: what stands in the way of the gateway, and the command that mends it').action(
-  async (options: ClientOptions) => {
-    const { doctor } = await import('./commands/doctor.ts')
-    process.exitCode = await doctor(options)
-  },
-)
-
-for (const [name, description] of [
-  ['status', 'show how the gateway does'],
-  ['routes', 'list the routes: what carries them now, and why'],
-  ['targets', 'list the targets of every route: whether they are up, and what they carry'],
-  ['connections', 'list the live connections, kernel flows and proxied ones'],
-] as const)
-  listing(name, description).action(async (options: ClientOptions) => {
-    const { show } = await import('./commands/client.ts')
-    process.exitCode = await show(name, options)
-  })
-
-listing('close', 'end one connection at both sides')
-  .argument('<id>', 'its id, as "sluice connections" shows it')
-  .action(async (id: string, options: ClientOptions) => {
-    const { act } = await import('./commands/client.ts')
-    process.exitCode = await act('DELETE', `/v1/connections/${encodeURIComponent(id)}`, options)
-  })
-
-listing('drain', 'take a route or a target out: no new connections, the ones that are there finish')
-  .argument('<route|target>', 'a route by its name, or a target as "sluice targets" shows it')
-  .option('--for <duration>', 'cut what is left after this long, "10m"; without it drain waits')
-  .option('--undo', 'put it back')
-  .action(async (what: string, options: ClientOptions & { for?: string; undo?: boolean }) => {
-    const { drain } = await import('./commands/drain.ts')
-    process.exitCode = await drain(what, options)
-  })
-
-listing('reload', 'read the configuration again and apply what changed').action(async (options: ClientOptions) => {
-  const { act } = await import('./commands/client.ts')
-  process.exitCode = await act('POST', '/v1/reload', options)
-})
-
-listing('stop', 'stop the gateway: drain for the grace period, then end').action(async (options: ClientOptions) => {
-  const { act } = await import('./commands/client.ts')
-  process.exitCode = await act('POST', '/v1/stop', options)
-})
-
-// Not for people: the processes that control starts.
-program.command('worker', { hidden: true }).action(async () => {
-  presentRuntime()
-  const { runWorker } = await import('./worker.ts')
-  await runWorker()
-})
-program
-  .command('evaluate', { hidden: true })
-  .argument('<file>')
-  .action(async (file: string) => {
-    const { evaluate } = await import('./config/evaluate.ts')
-    try {
-      process.stdout.write(await evaluate(file))
-    } catch (error) {
-      process.stderr.write(`${(error as Error).message}\n`)
-      process.exit(FAILED)
-    }
-    // The configuration may have left timers or sockets behind: they are not ours to wait for.
-    await new Promise<void>((resolve) => process.stdout.write('', () => resolve()))
-    process.exit(0)
-  })
-program
-  .command('demo-backend', { hidden: true })
-  .argument('<address>')
-  .action(async (address: string) => {
-    const { demoBackend } = await import('./demo-backend.ts')
-    await demoBackend(address)
-  })
-
-export interface ClientOptions {
-  admin?: string
-  config?: string
-  json?: boolean
-}
-
 try {
-  await program.parseAsync()
+  await makeProgram().parseAsync()
 } catch (error) {
   if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? 0 : WRONG
   else {
