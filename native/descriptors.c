@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -113,6 +114,8 @@ int sluice_dup(int fd) {
 }
 
 int sluice_close(int fd) { return close(fd) < 0 ? -errno : 0; }
+
+int sluice_flock(int fd) { return flock(fd, LOCK_EX | LOCK_NB) < 0 ? -errno : 0; }
 
 /* The kernel gives the lowest number that is free: asking for each in turn costs as many calls as are wanted, not as there
  * are descriptors. */

@@ -26,6 +26,9 @@ int sluice_port(int fd);
 /* fcntl(F_DUPFD_CLOEXEC). */
 int sluice_dup(int fd);
 int sluice_close(int fd);
+/* flock: holds the open file alone, until its last descriptor is closed, by whatever end of the process; never waits.
+ * -EWOULDBLOCK: another open file of the same has it. The caller keeps the descriptor. */
+int sluice_flock(int fd);
 /* How many descriptors under `below` are free, counted up to `enough`. any: an open descriptor, to ask with. */
 int sluice_descriptors_free(int any, int below, int enough);
 /* One message with one descriptor (SCM_RIGHTS) over a SEQPACKET socket; the caller keeps its copy of fd. */

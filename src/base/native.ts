@@ -12,6 +12,7 @@ const signatures = {
   sluice_port: { args: ['i32'], returns: 'i32' },
   sluice_dup: { args: ['i32'], returns: 'i32' },
   sluice_close: { args: ['i32'], returns: 'i32' },
+  sluice_flock: { args: ['i32'], returns: 'i32' },
   sluice_descriptors_free: { args: ['i32', 'i32', 'i32'], returns: 'i32' },
   sluice_send_fd: { args: ['i32', 'u32', 'i32'], returns: 'i32' },
   sluice_recv_fd: { args: ['i32', 'ptr'], returns: 'i32' },
