@@ -1,16 +1,12 @@
 // unknown input → Config, or every problem at once: path, what is wrong, what would be right. The schema checks single
 // fields; this file checks what needs two fields or two routes. Nothing effectful: paths are not looked at.
-import { z } from 'zod'
 import { canonicalIp, isIp, isLoopback, parseTarget } from '../base/addresses.ts'
-import { TWIN_PORTS_MAX } from '../base/limits.ts'
+import { checkAcme, checkCertificate } from './check-tls.ts'
+import { isDurable, isWide, neverKernel, readsName, terminates, userSpaceOnly, WIDE } from './needs.ts'
+import { toProblems, type Problem } from './problems.ts'
 import { configSchema, type Config, type Route } from './schema.ts'
 
-export interface Problem {
-  /** "routes[2].action.targets[0].port" */
-  path: string
-  message: string
-  remedy: string
-}
+export type { Problem } from './problems.ts'
 
 export type Checked = { ok: true; config: Config } | { ok: false; problems: Problem[] }
 
@@ -23,63 +19,11 @@ export function check(input: unknown): Checked {
   // The cross checks look at whatever has the right shape, so that one run lists everything.
   const routes = routesOf(input)
   problems.push(...duplicateNames(routes), ...routes.flatMap(({ route, path }) => checkRoute(route, path)))
+  problems.push(...checkAcme(routes, (input as { acme?: unknown } | null)?.acme))
   if (parsed.success) problems.push(...sameMatch(parsed.data.routes), ...checkGlobal(parsed.data))
   if (problems.length > 0) return { ok: false, problems: problems.slice(0, PROBLEMS_MAX) }
   return { ok: true, config: parsed.data as Config }
 }
-
-// ---- zod's issues as problems ----
-
-const formatPath = (path: PropertyKey[]) =>
-  path.reduce<string>(
-    (text, part) => (typeof part === 'number' ? `${text}[${part}]` : text ? `${text}.${String(part)}` : String(part)),
-    '',
-  ) || '(the configuration)'
-
-function toProblems(issue: z.core.$ZodIssue, prefix: PropertyKey[]): Problem[] {
-  const path = [...prefix, ...issue.path]
-  switch (issue.code) {
-    case 'unrecognized_keys':
-      return issue.keys.map((key) => ({
-        path: formatPath([...path, key]),
-        message: 'unknown field',
-        remedy: 'remove it, or check its spelling with "sluice schema"',
-      }))
-    case 'invalid_union': {
-      if (issue.errors.length === 0) return [problem(path, issue, 'choose one of the kinds that the schema lists')]
-      // Of the alternatives, the one that came furthest is the one that was meant.
-      const best = issue.errors.toSorted((a, b) => depth(b) - depth(a) || a.length - b.length)[0]!
-      return best.flatMap((inner) => toProblems(inner, path))
-    }
-    case 'invalid_type':
-      return [
-        issue.input === undefined
-          ? { path: formatPath(path), message: 'is missing', remedy: `add it: ${issue.expected}` }
-          : problem(path, issue, `write ${article(issue.expected)}`),
-      ]
-    case 'invalid_value':
-      return [problem(path, issue, `one of ${issue.values.map((value) => JSON.stringify(value)).join(', ')}`)]
-    case 'too_small':
-      return [problem(path, issue, `at least ${issue.minimum}`)]
-    case 'too_big':
-      return [problem(path, issue, `at most ${issue.maximum}`)]
-    default:
-      return [problem(path, issue, remedyOf(issue))]
-  }
-}
-
-const depth = (issues: z.core.$ZodIssue[]) =>
-  Math.max(...issues.map((issue) => issue.path.length * 2 + (issue.code === 'invalid_type' ? 0 : 1)))
-const article = (word: string) => (/^[aeio]/.test(word) ? `an ${word}` : `a ${word}`)
-const problem = (path: PropertyKey[], issue: z.core.$ZodIssue, remedy: string): Problem => ({
-  path: formatPath(path),
-  message: shorten(issue.message),
-  remedy,
-})
-const remedyOf = (issue: z.core.$ZodIssue) =>
-  (issue as { params?: { remedy?: string } }).params?.remedy ?? 'see "sluice schema"'
-// An error text goes to terminals and logs: what came from the file in it must not be able to write there.
-const shorten = (text: string) => text.replace(/[\u0000-\u001f\u007f]/g, '?').slice(0, 300)
 
 // ---- across fields and routes ----
 
@@ -177,20 +121,7 @@ function checkRoute(route: Route, path: string): Problem[] {
     add('action.tls.mode', 'a handler has no target to encrypt to', 'use mode "terminate"')
   if (action.type === 'redirect' && typeof action.to === 'string' && !/^(https?:\/\/|\/)/.test(action.to))
     add('action.to', 'not a URL', 'such as "https://{host}{path}"')
-  if (tls?.mode === 'terminate' || tls?.mode === 'terminate-and-reencrypt') {
-    if (tls.certificate === undefined || tls.certificate === 'auto')
-      add(
-        'action.tls.certificate',
-        'automatic certificates are not issued in this version',
-        'use "self-signed", or { cert, key } files',
-      )
-    else if (typeof tls.certificate === 'object' && 'module' in tls.certificate)
-      add(
-        'action.tls.certificate',
-        'certificate modules are not loaded in this version',
-        'use "self-signed", or { cert, key } files',
-      )
-  }
+  if (terminates(route)) problems.push(...checkCertificate(route, path))
   return problems
 }
 
@@ -234,32 +165,6 @@ function checkUdp(route: Route, path: string): Problem[] {
   return problems
 }
 
-/** Its connections are told by a name in their first bytes. */
-export const readsName = ({ match }: Route) => [match.domains ?? '*'].flat().some((name) => name !== '*')
-
-/** Why the kernel could never carry the route, whatever the machine; undefined when it could. Shared with plan by its words. */
-export function neverKernel(route: Route): string | undefined {
-  const { action, match } = route
-  if (action.type !== 'forward') return `a ${action.type} is done in user space`
-  if (action.tls && action.tls.mode !== 'passthrough') return 'TLS ends here'
-  if (readsName(route)) return 'the server name has to be read'
-  if (route.acceptProxyProtocol) return 'a PROXY protocol header has to be read'
-  if (action.sendProxyProtocol) return 'a PROXY protocol header has to be sent'
-  if (match.clientIps) return 'clients are told apart in user space'
-  if (action.forwardingEngine === 'user') return "forwardingEngine is 'user'"
-  return undefined
-}
-
-/** A range that is too wide for a listening socket on each of its ports. */
-const isWide = ({ match }: Route) =>
-  [match.ports].flat().some((ports) => typeof ports === 'object' && ports.to - ports.from >= TWIN_PORTS_MAX)
-
-const WIDE = `user space listens on ${TWIN_PORTS_MAX} ports of a range at most`
-
-/** Why a TCP route cannot do without listening sockets; undefined when it can: in the kernel, or because it only refuses there. */
-const userSpaceOnly = (route: Route) =>
-  route.match.protocol === 'udp' || route.action.type === 'block' ? undefined : neverKernel(route)
-
 /** Two routes of which one can never be reached. Only exact copies of a match are certain enough to refuse. */
 function sameMatch(routes: Route[]): Problem[] {
   const seen = new Map<string, string>()
@@ -293,24 +198,17 @@ function sameMatch(routes: Route[]): Problem[] {
 function checkGlobal(config: Config): Problem[] {
   const problems: Problem[] = []
   const add = (path: string, message: string, remedy: string) => problems.push({ path, message, remedy })
-  if (config.acme)
-    add('acme', 'automatic certificates are not issued in this version', 'remove it, and use "self-signed" or files')
   if (config.admin?.http)
     add('admin.http', 'the admin API listens on its unix socket only in this version', 'remove it')
   const { target } = config.defaults ?? {}
   if (target && parseTarget(target.host)?.kind === 'unix' && target.port !== undefined)
     add('defaults.target.port', 'a unix socket has no port', 'remove it')
   if (target?.weight === 0) add('defaults.target.weight', 'the only target has weight 0', 'remove it')
-  if (config.store !== undefined && config.store !== 'file')
-    add('store', 'only the file store exists in this version', 'remove it')
   if (config.workers !== undefined && config.workers !== 1)
     add('workers', 'one worker is run in this version', 'remove it')
   if (isDurable(config)) problems.push(...checkDurable(config))
   return problems
 }
-
-/** A connection's opening is on disk before its first outbound byte: the kernel waits for no log. */
-export const isDurable = ({ log }: Config) => typeof log?.access === 'object' && log.access.durable === true
 
 function checkDurable({ log, routes }: Config): Problem[] {
   const problems: Problem[] = []

@@ -114,6 +114,7 @@ function resolvePaths(config: Config, base: string): Config {
   })
   return {
     ...config,
+    ...(config.acme?.ca === undefined ? {} : { acme: { ...config.acme, ca: at(config.acme.ca) } }),
     routes: config.routes.map((route) => {
       const { action } = route
       if (action.type === 'forward' && action.tls) return { ...route, action: { ...action, tls: tls(action.tls) } }

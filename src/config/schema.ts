@@ -72,6 +72,9 @@ const rate = z.string().refine((value) => parseRate(value) !== undefined, {
 })
 const count = z.int().min(1).max(1_000_000)
 
+const isStore = (value: string) =>
+  value === 'file' || (/^rediss?:\/\/./.test(value) && URL.canParse(value) && new URL(value).hostname !== '')
+
 const timeouts = z
   .strictObject({
     connect: duration('How long a connection to a target may take to open. Default 10s.').optional(),
@@ -358,15 +361,34 @@ export const configSchema = z.strictObject({
   acme: z
     .strictObject({
       email: z.email().describe('Contact of the account. Required.'),
-      directory: z.url().optional().describe("Directory of the CA. Default: Let's Encrypt."),
+      directory: z
+        .url()
+        .max(2048)
+        .refine((url) => !URL.canParse(url) || new URL(url).protocol === 'https:', {
+          error: 'not an https URL',
+          params: { remedy: 'such as "https://acme.example/directory"; "ca" names who signs that of an internal CA' },
+        })
+        .optional()
+        .describe("Directory of the CA, https. Default: Let's Encrypt."),
       ca: text(4096).optional().describe('PEM file that signs the directory. Default: the system.'),
-      termsAgreed: z.boolean().describe("Whether the CA's terms are agreed to. Required."),
+      termsAgreed: z
+        .boolean()
+        .refine((agreed) => agreed, {
+          error: 'a CA issues nothing before its terms are agreed to',
+          params: { remedy: "read the CA's terms of service, and write true" },
+        })
+        .describe("Whether the CA's terms are agreed to; has to be true. Required."),
       challengePort: port.optional().describe('Port of HTTP-01. Default 80.'),
       renewBeforeDays: z.int().min(1).max(365).optional().describe('Days before expiry. Default 30.'),
       eab: z
         .strictObject({
           kid: text(1024).describe('Key id. Required.'),
-          hmacKey: text(1024).describe('HMAC key, base64url. Required.'),
+          hmacKey: text(1024)
+            .refine((key) => /^[A-Za-z0-9_-]+={0,2}$/.test(key), {
+              error: 'not base64url',
+              params: { remedy: 'write it as the CA shows it: letters, digits, "-" and "_"' },
+            })
+            .describe('HMAC key, base64url. Required.'),
         })
         .optional()
         .describe('External account binding.'),
@@ -415,6 +437,10 @@ export const configSchema = z.strictObject({
     .optional()
     .describe('Worker processes. Default 1.'),
   store: text(4096)
+    .refine(isStore, {
+      error: 'not a store',
+      params: { remedy: '"file", or a URL such as "redis://10.0.0.5:6379" or "rediss://:password@redis.internal"' },
+    })
     .optional()
     .describe('"file", or "redis://…": certificates, accounts, challenges, locks. Default file.'),
   stateDir: text(4096)

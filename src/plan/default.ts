@@ -1,5 +1,5 @@
 // The route that `defaults.target` makes: behind all others, on every TCP port where a connection may match none of them. Pure.
-import { readsName } from '../config/check.ts'
+import { readsName } from '../config/needs.ts'
 import type { Config, Route } from '../config/schema.ts'
 import type { Listen, PlannedListener } from './types.ts'
 

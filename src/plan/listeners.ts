@@ -2,7 +2,7 @@
 import { canonicalIp, formatEnd } from '../base/addresses.ts'
 import { TWIN_PORTS_MAX } from '../base/limits.ts'
 import { narrowness } from '../base/names.ts'
-import { readsName } from '../config/check.ts'
+import { readsName } from '../config/needs.ts'
 import type { Route } from '../config/schema.ts'
 import { leavesOver } from './default.ts'
 import type { Listen, Plan, PlannedListener } from './types.ts'

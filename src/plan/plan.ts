@@ -3,7 +3,7 @@
 import { familyOf, isLoopback } from '../base/addresses.ts'
 import { TWIN_PORTS_MAX } from '../base/limits.ts'
 import { parseDuration, parseRate } from '../base/units.ts'
-import { isDurable, neverKernel, readsName } from '../config/check.ts'
+import { isDurable, neverKernel, readsName } from '../config/needs.ts'
 import type { Config, Route, Timeouts } from '../config/schema.ts'
 import { configuredRoutes, defaultRoute, leftOver } from './default.ts'
 import { emptyState, kernelState, limitsOfAll, withEndpoints } from './kernel-state.ts'

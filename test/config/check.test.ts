@@ -154,7 +154,7 @@ describe('configuration', () => {
       'routes[1].action.targets[0].port',
     ],
     [
-      'certificates that nobody issues',
+      'F3: certificates that nobody issues',
       (c: any) => delete c.routes[2].action.tls.certificate,
       'routes[2].action.tls.certificate',
     ],
