@@ -5,6 +5,7 @@ import { DEFAULT_SOCKET } from '../base/about.ts'
 import type { Problem } from '../config/check.ts'
 import { loadConfig } from '../config/load.ts'
 import type { TargetView } from '../observe/admin.ts'
+import { listens, printable, size } from './format.ts'
 import { printProblems, table } from './shared.ts'
 
 export interface ClientOptions {
@@ -101,9 +102,7 @@ const VIEWS = {
       ['ROUTE', 'LISTENS', 'CARRIER', 'STATE', 'NOW', 'TOTAL', 'IN', 'OUT', 'IN/S', 'OUT/S', 'WHY'],
       routes.map((route) => [
         route.name,
-        route.listens
-          .map((one) => `${one.address ?? '*'}:${one.from === one.to ? one.from : `${one.from}-${one.to}`}`)
-          .join(','),
+        listens(route.listens),
         route.carrier,
         route.draining ? 'draining' : route.state,
         String(route.connections),
@@ -153,7 +152,7 @@ function lines(value: Record<string, unknown>, indent = ''): string {
     .map(([name, item]) =>
       item && typeof item === 'object' && !Array.isArray(item)
         ? `${indent}${name}:\n${lines(item as Record<string, unknown>, `${indent}  `)}`
-        : `${indent}${name}: ${Array.isArray(item) ? item.join(', ') || '-' : (item ?? '-')}`,
+        : `${indent}${name}: ${printable(String(Array.isArray(item) ? item.join(', ') || '-' : (item ?? '-')))}`,
     )
     .join('\n')
 }
@@ -165,9 +164,3 @@ const ratesInWords = (rates: Rates | null) =>
       `in ${size(bytesIn)}/s, out ${size(bytesOut)}/s, ${Math.round(opened * 10) / 10} connections/s`,
     ]),
   )
-
-function size(bytes: number): string {
-  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB']
-  const unit = Math.min(Math.floor(Math.log2(Math.max(bytes, 1)) / 10), units.length - 1)
-  return unit === 0 ? `${Math.round(bytes)} B` : `${(bytes / 2 ** (unit * 10)).toFixed(1)} ${units[unit]}`
-}

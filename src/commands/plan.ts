@@ -3,6 +3,7 @@ import { resolveNames } from '../control/names.ts'
 import { knownNumbers, probeKernel, programVersion, renderDifference } from '../kernel/index.ts'
 import { emptyState, isEmpty } from '../plan/kernel-state.ts'
 import { DEFAULT_MARK_BASE, noFacts, plan } from '../plan/plan.ts'
+import { listens } from './format.ts'
 import { readConfig, table } from './shared.ts'
 
 export async function showPlan(options: { config?: string; json?: boolean }): Promise<number> {
@@ -37,14 +38,7 @@ export async function showPlan(options: { config?: string; json?: boolean }): Pr
   process.stdout.write(
     table(
       ['ROUTE', 'LISTENS', 'CARRIER', 'WHY'],
-      made.routes.map((route) => [
-        route.name,
-        route.listens
-          .map((one) => `${one.address ?? '*'}:${one.from === one.to ? one.from : `${one.from}-${one.to}`}`)
-          .join(','),
-        route.carrier,
-        route.reason,
-      ]),
+      made.routes.map((route) => [route.name, listens(route.listens), route.carrier, route.reason]),
     ),
   )
   if (commands.length > 0)

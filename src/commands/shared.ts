@@ -2,10 +2,11 @@
 import { findConfig, loadConfig } from '../config/load.ts'
 import type { Problem } from '../config/check.ts'
 import type { Config } from '../config/schema.ts'
+import { paint, table as tableFor, type View } from './format.ts'
 
 /** On a terminal only. */
 export const colour = (code: number, text: string, stream: { isTTY?: boolean } = process.stdout) =>
-  stream.isTTY && !process.env.NO_COLOR ? `\x1b[${code}m${text}\x1b[0m` : text
+  viewOf(stream).colours ? paint(code, text) : text
 
 export async function readConfig(
   named: string | undefined,
@@ -29,13 +30,11 @@ export function printProblems(problems: Problem[]) {
     process.stderr.write(`  ${colour(1, path, process.stderr)}: ${message}\n    ${colour(2, remedy, process.stderr)}\n`)
 }
 
-/** Columns as wide as their widest cell; the last one is cut to the terminal. */
-export function table(head: string[], rows: string[][]): string {
-  const widths = head.map((title, i) => Math.max(title.length, ...rows.map((row) => row[i]!.length)))
-  const width = process.stdout.columns || Infinity
-  const line = (cells: string[]) => {
-    const text = cells.map((cell, i) => (i === cells.length - 1 ? cell : cell.padEnd(widths[i]!))).join('  ')
-    return text.length > width ? `${text.slice(0, Math.max(0, width - 1))}…` : text
-  }
-  return [colour(1, line(head)), ...rows.map(line)].join('\n') + '\n'
-}
+/** As this terminal shows it; in full where standard output is none. */
+export const table = (head: string[], rows: string[][]): string => tableFor(head, rows, viewOf(process.stdout))
+
+/** NO_COLOR: https://no-color.org */
+export const viewOf = (stream: { isTTY?: boolean; columns?: number }): View => ({
+  width: (stream.isTTY && stream.columns) || Infinity,
+  colours: Boolean(stream.isTTY && !process.env.NO_COLOR),
+})
