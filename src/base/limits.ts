@@ -37,6 +37,52 @@ export const ISSUED_CERTIFICATE_DAYS = 397
 /** Life of the local authority: it is installed by hand in every client's trust store, so it outlives the gateway's hardware. */
 export const AUTHORITY_DAYS = 3653
 
+/** Certificates that are asked of a CA at the same time: Let's Encrypt allows 300 new orders in three hours. Above: they wait for their turn. */
+export const ORDERS_MAX = 10
+
+/** One order, from its beginning to the certificate: a CA takes seconds, and up to minutes when it is busy. Above: the attempt has failed. */
+export const ORDER_MS_MAX = 180_000
+
+/** One request to a CA. Above: the attempt has failed. */
+export const ACME_REQUEST_MS_MAX = 30_000
+
+/** One answer of a CA; a chain has up to 20 KiB. Above: the attempt has failed. */
+export const ACME_ANSWER_BYTES_MAX = 256 * 1024
+
+/** Requests that a CA may answer with "bad nonce" one after the other; after a restart of the CA it is one. Above: the attempt has failed. */
+export const ACME_NONCES_MAX = 15
+
+/** Between two looks at whether a CA has made up its mind, unless it names a time within these bounds itself. */
+export const ACME_POLL_MS_MIN = 250
+export const ACME_POLL_MS_MAX = 10_000
+
+/** What a CA says of an error goes into logs, status and events up to this length. */
+export const ACME_ERROR_LENGTH_MAX = 300
+
+/** From the first failure of an order to the next attempt, twice as long after each further one, up to the second number: a CA that was
+ * down overnight is asked again the same morning. */
+export const ACME_RETRY_MS_MIN = 60_000
+export const ACME_RETRY_MS_MAX = 6 * 3_600_000
+
+/** The longest wait a CA may ask for: the limits of public CAs are for a week at most. */
+export const ACME_RETRY_AFTER_MS_MAX = 7 * 86_400_000
+
+/** Between two questions for a CA's renewal information, within which it may name a time itself (RFC 9773, section 4.3.2). */
+export const RENEWAL_LOOK_MS_MIN = 60_000
+export const RENEWAL_LOOK_MS_MAX = 86_400_000
+
+/** Between two such questions when the last one was not answered (RFC 9773, section 4.3.3). */
+export const RENEWAL_LOOK_MS = 6 * 3_600_000
+
+/** While another gateway asks for the same certificate: how often its result is looked for, besides being told of it. */
+export const ISSUE_LOOK_MS = 2000
+
+/** A store that does not answer is asked again after this time. */
+export const STORE_RETRY_MS = 30_000
+
+/** What a stop waits for orders to let go of their challenges and locks. Above: both end by themselves, for they have a life of their own. */
+export const ACME_STOP_MS_MAX = 3000
+
 /** Grid of the user plane's deadlines. They are seconds to hours long: a tenth of a second more does not matter. */
 export const TIMER_TICK_MS = 100
 
@@ -210,3 +256,39 @@ export const RATES_LAG_MS_MAX = 10_000
 
 /** Ports of one range that get user-space listeners, each a socket. A range with more is carried by the kernel or not at all. */
 export const TWIN_PORTS_MAX = 256
+
+/** A certificate with less left than this is told as expiring: whoever renews it (certbot at 30 days) should have done so. */
+export const EXPIRING_DAYS = 14
+
+/** How often the times of certificates are looked at, and files whose change went unnoticed. */
+export const CERTIFICATE_LOOK_MS = 60_000
+
+/** Directories of certificate files that are watched. Above: changes of the others are found by looking. */
+export const WATCHED_DIRECTORIES_MAX = 1024
+
+/** From a change in a directory to the look at its files: writers write more than once. */
+export const FILE_CHANGE_MS = 200
+
+/** Certificate and key are replaced one after the other: what does not fit is tried again this often for so long. Above: it is
+ * reported, and tried again with each change and each look. */
+export const FILES_SETTLE_RETRY_MS = 500
+export const FILES_SETTLE_MS_MAX = 5000
+
+/** One call of a certificate module. Above: its process is killed, and the call has failed. */
+export const PROVIDER_MS_MAX = 30_000
+
+/** What a module may answer: two files of the largest size that is read. Above: its process is killed. */
+export const PROVIDER_ANSWER_BYTES_MAX = 1024 * 1024
+
+/** Calls of certificate modules at once; each is a process. Above: they wait for one that ends. */
+export const PROVIDERS_AT_ONCE_MAX = 4
+
+/** The pause after a failed call of a certificate module; it doubles with each up to the second. */
+export const PROVIDER_PAUSE_MS_MIN = 60_000
+export const PROVIDER_PAUSE_MS_MAX = 3_600_000
+
+/** A module that gives what it gave before, or leaves a name to ACME, is asked again after this long at most. */
+export const PROVIDER_AGAIN_MS_MAX = 12 * 3_600_000
+
+/** Words about what is wrong with a certificate, which may quote a module. Above: cut. */
+export const CERTIFICATE_ERROR_CHARACTERS_MAX = 500
