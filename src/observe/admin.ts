@@ -1,89 +1,18 @@
-// The admin API: HTTP over a unix socket. It answers with what control tells it and hands control what it is told; the
-// command line is its client.
-import { chmod, mkdir, rm } from 'node:fs/promises'
+// The admin API on its unix socket: who may open the socket may do everything. The command line is its client.
+import { chmod, chown, mkdir, rm } from 'node:fs/promises'
 import { connect } from 'node:net'
 import { dirname } from 'node:path'
-import { CLIENTS_LISTED_MAX } from '../base/limits.ts'
-import { turn } from '../base/turns.ts'
-import type { Problem } from '../config/check.ts'
-import type { ClientView } from '../connections/clients.ts'
-import type { ConnectionRecord } from '../connections/record.ts'
-import type { Minute } from '../connections/throughput.ts'
-import type { Events } from './events.ts'
+import { adminRoutes, failed, notFound, type Gateway } from './admin-routes.ts'
 
-/** What control lets the API see and do. */
-export interface Gateway {
-  status(): Promise<Record<string, unknown>>
-  routes(): Promise<Record<string, unknown>[]>
-  targets(): Promise<TargetView[]>
-  connections(): Promise<ConnectionRecord[]>
-  /** The busiest, of so many in all. */
-  clients(limit: number): Promise<{ clients: ClientView[]; total: number }>
-  /** null: there is no such route. */
-  history(route: string): Promise<Minute[] | null>
-  close(id: string): Promise<boolean>
-  /** @param request a DrainRequest, as it came: it is checked there. */
-  drain(request: unknown): Promise<DrainAnswer>
-  drains(): Promise<DrainView[]>
-  metrics(): Promise<Exposition>
-  reload(): Promise<ReloadResult>
-  setRoutes(routes: unknown): Promise<ReloadResult>
-  readonly events: Events
-  stop(): void
-}
-
-export type ReloadResult = { ok: true; changes: Record<string, string[]> } | { ok: false; problems: Problem[] }
-
-export interface TargetView {
-  route: string
-  /** One entry for each address of a target: "10.0.0.5:8080". */
-  target: string
-  /** As it is configured, where that is something else: "db.internal:5432". */
-  configured?: string
-  state: 'up' | 'down' | 'draining' | 'drained'
-  /** It works, as far as is known; also of one that is drained. */
-  up: boolean
-  weight: number
-  /** Of new connections now: 0 when it takes none. */
-  share: number
-  connections: number
-  total: number
-  bytesIn: number
-  bytesOut: number
-  lastError?: string
-}
-
-export interface DrainRequest {
-  route?: string
-  target?: string
-  /** A duration: what is left then is cut. */
-  for?: string
-  undo?: boolean
-}
-export interface DrainView {
-  route?: string
-  target?: string
-  state: 'draining' | 'drained'
-  /** Connections. */
-  left: number
-  since: string
-  /** When what is left is cut; null: never. */
-  until: string | null
-}
-/** drain is null after an undo. */
-export type DrainAnswer = { ok: true; drain: DrainView | null } | { ok: false; status: 400 | 404 | 409; error: string }
-
-export interface Exposition {
-  contentType: string
-  text: string
-}
+export type * from './admin-routes.ts'
 
 /** A client on this machine takes what is meant for it within a moment. */
 const LAST_ANSWERS_MS_MAX = 250
-const CLIENTS_LISTED = 20
 const BODY_BYTES_MAX = 64 * 1024 * 1024
 /** bind(2): sun_path is 108 bytes. */
 const PATH_BYTES_MAX = 107
+/** Who is in it may operate the gateway. */
+const GROUP = 'sluice'
 
 export class AdminServer {
   #server: ReturnType<typeof Bun.serve> | undefined
@@ -100,82 +29,24 @@ export class AdminServer {
       throw new Error(`Cannot listen on ${this.path}: another sluice answers there; stop it, or set admin.socket`)
     // A socket nobody answers on is what a killed gateway left.
     await rm(this.path, { force: true })
-    const { gateway } = this
-    const act = (result: ReloadResult) =>
-      Response.json(result.ok ? { changes: result.changes } : { problems: result.problems }, {
-        status: result.ok ? 200 : 422,
-      })
     this.#server = Bun.serve({
       unix: this.path,
       maxRequestBodySize: BODY_BYTES_MAX,
-      routes: {
-        '/v1/status': { GET: async () => Response.json(await gateway.status()) },
-        '/v1/routes': {
-          GET: async () => Response.json({ routes: await gateway.routes() }),
-          PUT: async (request) => {
-            const body = await request.json().catch(() => undefined)
-            const routes = Array.isArray(body) ? body : (body as { routes?: unknown } | undefined)?.routes
-            return act(await gateway.setRoutes(routes))
-          },
-        },
-        '/v1/targets': { GET: async () => Response.json({ targets: await gateway.targets() }) },
-        '/v1/drains': { GET: async () => Response.json({ drains: await gateway.drains() }) },
-        '/v1/drain': {
-          POST: async (request) => {
-            const answer = await gateway.drain(await request.json().catch(() => undefined))
-            return answer.ok
-              ? Response.json({ drain: answer.drain })
-              : Response.json({ error: answer.error }, { status: answer.status })
-          },
-        },
-        '/metrics': {
-          GET: async () => {
-            const { contentType, text } = await gateway.metrics()
-            return new Response(text, { headers: { 'content-type': contentType } })
-          },
-        },
-        '/v1/connections': { GET: async () => list('connections', await gateway.connections()) },
-        '/v1/clients': {
-          GET: async (request) => {
-            const limit = new URL(request.url).searchParams.get('limit') ?? String(CLIENTS_LISTED)
-            return /^[0-9]+$/.test(limit) && Number(limit) >= 1 && Number(limit) <= CLIENTS_LISTED_MAX
-              ? Response.json(await gateway.clients(Number(limit)))
-              : Response.json({ error: `limit is a number from 1 to ${CLIENTS_LISTED_MAX}` }, { status: 400 })
-          },
-        },
-        '/v1/routes/:name/history': {
-          GET: async (request) => {
-            const history = await gateway.history(request.params.name)
-            return history
-              ? Response.json({ history })
-              : Response.json({ error: `no route ${request.params.name}` }, { status: 404 })
-          },
-        },
-        '/v1/connections/:id': {
-          DELETE: async (request) =>
-            (await gateway.close(request.params.id))
-              ? Response.json({ closed: request.params.id })
-              : Response.json({ error: `no connection ${request.params.id}` }, { status: 404 }),
-        },
-        '/v1/events': {
-          GET: (request, server) => {
-            // It may be silent for long; the heartbeat finds out who has gone.
-            server.timeout(request, 0)
-            return gateway.events.subscribe(new URL(request.url).searchParams.get('route'))
-          },
-        },
-        '/v1/reload': { POST: async () => act(await gateway.reload()) },
-        '/v1/stop': {
-          POST: () => {
-            gateway.stop()
-            return Response.json({ stopping: true }, { status: 202 })
-          },
-        },
-      },
-      fetch: () => Response.json({ error: 'not found' }, { status: 404 }),
-      error: (error) => Response.json({ error: error.message }, { status: 500 }),
+      routes: adminRoutes(this.gateway),
+      fetch: notFound,
+      error: failed,
     })
+    await this.#giveToGroup()
     await chmod(this.path, 0o660)
+  }
+
+  /** Where the group does not exist, or cannot be given anything (no root), the socket stays the gateway's own. */
+  async #giveToGroup() {
+    const groups = await Bun.file('/etc/group')
+      .text()
+      .catch(() => '')
+    const group = groupNumber(groups, GROUP)
+    if (group !== null) await chown(this.path, process.getuid!(), group).catch(() => {})
   }
 
   async stop() {
@@ -191,30 +62,17 @@ export class AdminServer {
   }
 }
 
-/** About 10 ms of work. */
-const ITEMS_PER_TURN = 2000
-
-/** A long list is written piece by piece: as one piece, 100,000 connections are a third of a second in which nothing else happens. */
-function list(name: string, items: unknown[]): Response {
-  if (items.length <= ITEMS_PER_TURN) return Response.json({ [name]: items })
-  let at = 0
-  const body = new ReadableStream({
-    async pull(stream) {
-      await turn()
-      const piece = JSON.stringify(items.slice(at, at + ITEMS_PER_TURN)).slice(1, -1)
-      const isLast = at + ITEMS_PER_TURN >= items.length
-      stream.enqueue(`${at === 0 ? `{"${name}":[` : ','}${piece}${isLast ? ']}' : ''}`)
-      at += ITEMS_PER_TURN
-      if (isLast) stream.close()
-    },
-  })
-  return new Response(body, { headers: { 'content-type': 'application/json' } })
-}
-
 function answers(path: string): Promise<boolean> {
   const { promise, resolve } = Promise.withResolvers<boolean>()
   const socket = connect(path)
   socket.once('connect', () => resolve(true))
   socket.once('error', () => resolve(false))
   return promise.finally(() => socket.destroy())
+}
+
+/** @param text /etc/group. */
+export function groupNumber(text: string, name: string): number | null {
+  const line = text.split('\n').find((one) => one.startsWith(`${name}:`))
+  const number = line?.split(':')[2]
+  return number !== undefined && /^[0-9]+$/.test(number) ? Number(number) : null
 }

@@ -1,0 +1,179 @@
+// The admin API: what it answers, on whichever socket it is asked. It answers with what control tells it and hands control
+// what it is told.
+import type { BunRequest, Server } from 'bun'
+import { CLIENTS_LISTED_MAX } from '../base/limits.ts'
+import { turn } from '../base/turns.ts'
+import type { Problem } from '../config/check.ts'
+import type { ClientView } from '../connections/clients.ts'
+import type { ConnectionRecord } from '../connections/record.ts'
+import type { Minute } from '../connections/throughput.ts'
+import type { Events } from './events.ts'
+
+/** What control lets the API see and do. */
+export interface Gateway {
+  status(): Promise<Record<string, unknown>>
+  routes(): Promise<Record<string, unknown>[]>
+  targets(): Promise<TargetView[]>
+  connections(): Promise<ConnectionRecord[]>
+  /** The busiest, of so many in all. */
+  clients(limit: number): Promise<{ clients: ClientView[]; total: number }>
+  /** null: there is no such route. */
+  history(route: string): Promise<Minute[] | null>
+  close(id: string): Promise<boolean>
+  /** @param request a DrainRequest, as it came: it is checked there. */
+  drain(request: unknown): Promise<DrainAnswer>
+  drains(): Promise<DrainView[]>
+  metrics(): Promise<Exposition>
+  reload(): Promise<ReloadResult>
+  setRoutes(routes: unknown): Promise<ReloadResult>
+  readonly events: Events
+  stop(): void
+}
+
+export type ReloadResult = { ok: true; changes: Record<string, string[]> } | { ok: false; problems: Problem[] }
+
+export interface TargetView {
+  route: string
+  /** One entry for each address of a target: "10.0.0.5:8080". */
+  target: string
+  /** As it is configured, where that is something else: "db.internal:5432". */
+  configured?: string
+  state: 'up' | 'down' | 'draining' | 'drained'
+  /** It works, as far as is known; also of one that is drained. */
+  up: boolean
+  weight: number
+  /** Of new connections now: 0 when it takes none. */
+  share: number
+  connections: number
+  total: number
+  bytesIn: number
+  bytesOut: number
+  lastError?: string
+}
+
+export interface DrainRequest {
+  route?: string
+  target?: string
+  /** A duration: what is left then is cut. */
+  for?: string
+  undo?: boolean
+}
+export interface DrainView {
+  route?: string
+  target?: string
+  state: 'draining' | 'drained'
+  /** Connections. */
+  left: number
+  since: string
+  /** When what is left is cut; null: never. */
+  until: string | null
+}
+/** drain is null after an undo. */
+export type DrainAnswer = { ok: true; drain: DrainView | null } | { ok: false; status: 400 | 404 | 409; error: string }
+
+export interface Exposition {
+  contentType: string
+  text: string
+}
+
+const CLIENTS_LISTED = 20
+
+type Answer = Response | Promise<Response>
+export type AdminHandler = (request: BunRequest<string>, server: Server<undefined>) => Answer
+/** What Bun.serve takes: a path, of which a part may be named, and what each method does there. */
+export type AdminRoutes = Record<string, Partial<Record<'GET' | 'POST' | 'PUT' | 'DELETE', AdminHandler>>>
+
+export function adminRoutes(gateway: Gateway): AdminRoutes {
+  return {
+    '/v1/status': { GET: async () => Response.json(await gateway.status()) },
+    '/v1/routes': {
+      GET: async () => Response.json({ routes: await gateway.routes() }),
+      PUT: async (request) => {
+        const body = await request.json().catch(() => undefined)
+        const routes = Array.isArray(body) ? body : (body as { routes?: unknown } | undefined)?.routes
+        return act(await gateway.setRoutes(routes))
+      },
+    },
+    '/v1/targets': { GET: async () => Response.json({ targets: await gateway.targets() }) },
+    '/v1/drains': { GET: async () => Response.json({ drains: await gateway.drains() }) },
+    '/v1/drain': {
+      POST: async (request) => {
+        const answer = await gateway.drain(await request.json().catch(() => undefined))
+        return answer.ok
+          ? Response.json({ drain: answer.drain })
+          : Response.json({ error: answer.error }, { status: answer.status })
+      },
+    },
+    '/metrics': {
+      GET: async () => {
+        const { contentType, text } = await gateway.metrics()
+        return new Response(text, { headers: { 'content-type': contentType } })
+      },
+    },
+    '/v1/connections': { GET: async () => list('connections', await gateway.connections()) },
+    '/v1/clients': {
+      GET: async (request) => {
+        const limit = new URL(request.url).searchParams.get('limit') ?? String(CLIENTS_LISTED)
+        return /^[0-9]+$/.test(limit) && Number(limit) >= 1 && Number(limit) <= CLIENTS_LISTED_MAX
+          ? Response.json(await gateway.clients(Number(limit)))
+          : Response.json({ error: `limit is a number from 1 to ${CLIENTS_LISTED_MAX}` }, { status: 400 })
+      },
+    },
+    '/v1/routes/:name/history': {
+      GET: async (request) => {
+        const history = await gateway.history(request.params.name!)
+        return history
+          ? Response.json({ history })
+          : Response.json({ error: `no route ${request.params.name!}` }, { status: 404 })
+      },
+    },
+    '/v1/connections/:id': {
+      DELETE: async (request) =>
+        (await gateway.close(request.params.id!))
+          ? Response.json({ closed: request.params.id! })
+          : Response.json({ error: `no connection ${request.params.id!}` }, { status: 404 }),
+    },
+    '/v1/events': {
+      GET: (request, server) => {
+        // It may be silent for long; the heartbeat finds out who has gone.
+        server.timeout(request, 0)
+        return gateway.events.subscribe(new URL(request.url).searchParams.get('route'))
+      },
+    },
+    '/v1/reload': { POST: async () => act(await gateway.reload()) },
+    '/v1/stop': {
+      POST: () => {
+        gateway.stop()
+        return Response.json({ stopping: true }, { status: 202 })
+      },
+    },
+  }
+}
+
+export const notFound = () => Response.json({ error: 'not found' }, { status: 404 })
+export const failed = (error: Error) => Response.json({ error: error.message }, { status: 500 })
+
+const act = (result: ReloadResult) =>
+  Response.json(result.ok ? { changes: result.changes } : { problems: result.problems }, {
+    status: result.ok ? 200 : 422,
+  })
+
+/** About 10 ms of work. */
+const ITEMS_PER_TURN = 2000
+
+/** A long list is written piece by piece: as one piece, 100,000 connections are a third of a second in which nothing else happens. */
+function list(name: string, items: unknown[]): Response {
+  if (items.length <= ITEMS_PER_TURN) return Response.json({ [name]: items })
+  let at = 0
+  const body = new ReadableStream({
+    async pull(stream) {
+      await turn()
+      const piece = JSON.stringify(items.slice(at, at + ITEMS_PER_TURN)).slice(1, -1)
+      const isLast = at + ITEMS_PER_TURN >= items.length
+      stream.enqueue(`${at === 0 ? `{"${name}":[` : ','}${piece}${isLast ? ']}' : ''}`)
+      at += ITEMS_PER_TURN
+      if (isLast) stream.close()
+    },
+  })
+  return new Response(body, { headers: { 'content-type': 'application/json' } })
+}
