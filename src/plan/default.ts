@@ -33,5 +33,5 @@ function takesEveryProtocol(route: Route): boolean {
 /** Where the default route is tried last. */
 export const leftOver = (listeners: PlannedListener[], any: string): Listen[] =>
   listeners
-    .filter((listener) => listener.routes.at(-1) === DEFAULT_ROUTE)
+    .filter((listener) => listener.routes.includes(DEFAULT_ROUTE))
     .map(({ address, port }) => ({ address: address === any ? null : address, from: port, to: port, protocol: 'tcp' }))

@@ -27,39 +27,64 @@ export function listensOf(route: Route): Listen[] {
   return addresses.flatMap((address) => ports.map((port) => ({ address, ...port, protocol })))
 }
 
-/** @param fallback the default route, tried last where it gets anything. */
-export function listeners(routes: Route[], fallback: Route | null = null): PlannedListener[] {
-  const byKey = new Map<string, { address: string; port: number; routes: Route[] }>()
-  for (const route of routes)
-    for (const listen of listensOf(route)) {
-      if (listen.protocol === 'udp') continue
-      if (listen.to - listen.from >= TWIN_PORTS_MAX) continue
-      for (let port = listen.from; port <= listen.to; port++) {
-        const address = listen.address ?? ANY
-        const key = formatEnd(address, port)
-        const one = byKey.get(key) ?? { address, port, routes: [] }
-        if (!one.routes.includes(route)) one.routes.push(route)
-        byKey.set(key, one)
-      }
-    }
+/** Routes that no configuration has. */
+export interface Internal {
+  /** The default route, tried behind all others where it gets anything. */
+  fallback?: Route | null
+  /** The one on which a CA is answered, the very last on its port. */
+  challenge?: Route | null
+  /** It is answered now. */
+  challenging?: boolean
+}
+
+interface Wanted {
+  address: string
+  port: number
+  routes: Route[]
+}
+
+export function listeners(routes: Route[], internal: Internal = {}): PlannedListener[] {
+  const { fallback, challenge, challenging = false } = internal
+  const byKey = new Map<string, Wanted>()
+  const tcp = routes
+    .flatMap((route) => listensOf(route).map((listen) => ({ ...listen, route })))
+    .filter(({ protocol }) => protocol === 'tcp')
+  for (const { address, from, to, route } of tcp)
+    if (to - from < TWIN_PORTS_MAX) for (let port = from; port <= to; port++) want(byKey, address ?? ANY, port, route)
+  if (challenge) want(byKey, ANY, challenge.match.ports as number)
+  // A range has no sockets of its own, but what is left of it where others share a port comes to theirs.
+  const shared = new Set([...byKey.values()].map(({ port }) => port))
+  for (const { address, from, to, route } of tcp)
+    if (to - from >= TWIN_PORTS_MAX)
+      for (const port of shared) if (from <= port && port <= to) want(byKey, address ?? ANY, port, route)
   // A socket on one address takes that address's connections from the one on all of them: it must know the wider routes too.
-  for (const one of byKey.values()) {
-    if (one.address === ANY) continue
-    for (const route of byKey.get(formatEnd(ANY, one.port))?.routes ?? [])
-      if (!one.routes.includes(route)) one.routes.push(route)
-  }
-  return [...byKey].map(([key, one]) => {
-    const peek = one.routes.some(readsName)
-    const ordered = bySpecificity(one.routes)
+  for (const { address, port } of [...byKey.values()])
+    if (address !== ANY)
+      for (const route of byKey.get(formatEnd(ANY, port))?.routes ?? []) want(byKey, address, port, route)
+  return [...byKey].map(([key, { address, port, routes: own }]) => {
+    const reads = own.some(readsName)
+    const ordered = bySpecificity(own)
+    const answers = challenge?.match.ports === port
+    const takesRest = fallback && own.length > 0 && leavesOver(ordered, reads)
+    const all = [...ordered, ...(takesRest ? [fallback] : []), ...(answers ? [challenge] : [])]
     return {
       key,
-      address: one.address,
-      port: one.port,
-      peek,
-      trusted: [...new Set(one.routes.flatMap((route) => route.acceptProxyProtocol?.from ?? []))],
-      routes: (fallback && leavesOver(ordered, peek) ? [...ordered, fallback] : ordered).map((route) => route.name),
+      address,
+      port,
+      peek: reads || (answers && challenging),
+      ...(answers && { challenge: true }),
+      ...(own.length === 0 && { optional: true }),
+      trusted: [...new Set(own.flatMap((route) => route.acceptProxyProtocol?.from ?? []))],
+      routes: all.map((route) => route.name),
     }
   })
+}
+
+function want(byKey: Map<string, Wanted>, address: string, port: number, route?: Route) {
+  const key = formatEnd(address, port)
+  const one = byKey.get(key) ?? { address, port, routes: [] }
+  if (route && !one.routes.includes(route)) one.routes.push(route)
+  byKey.set(key, one)
 }
 
 /** UDP ports of the routes, as far as they are few enough for a socket each. */

@@ -5,12 +5,13 @@ import { TWIN_PORTS_MAX } from '../base/limits.ts'
 import { parseDuration, parseRate } from '../base/units.ts'
 import { isDurable, neverKernel, readsName } from '../config/needs.ts'
 import type { Config, Route, Timeouts } from '../config/schema.ts'
+import { CHALLENGE_ROUTE, challengeRoute } from './challenge.ts'
 import { configuredRoutes, defaultRoute, leftOver } from './default.ts'
 import { emptyState, kernelState, limitsOfAll, withEndpoints } from './kernel-state.ts'
 import { endpointsOf } from './endpoints.ts'
 import { ANY, listeners, listensOf, needsPeek, protocolOf, reservations, whatIsRead } from './listeners.ts'
 import { ownership, type Ownership } from './ports.ts'
-import type { Endpoint, Facts, Plan, PlannedListener, PlannedRoute, UserRoute, UserTls } from './types.ts'
+import type { Endpoint, Facts, Listen, Plan, PlannedListener, PlannedRoute, UserRoute, UserTls } from './types.ts'
 
 /** 20 bits of the mark: the byte above them is ours, the four bits between say how a flow ends (nft/sluice.nft). */
 export const NUMBER_MAX = 0xfffff
@@ -26,6 +27,7 @@ export const noFacts = (markBase: number, programVersion: string): Facts => ({
   down: {},
   drained: {},
   draining: {},
+  challenging: false,
   shares: {},
   before: emptyState(),
   markBase,
@@ -35,11 +37,13 @@ export const noFacts = (markBase: number, programVersion: string): Facts => ({
 export function plan(config: Config, facts: Facts): Plan {
   const enabled = config.routes.filter((route) => route.enabled !== false)
   const fallback = defaultRoute(config)
-  const listening = listeners(enabled, fallback)
+  const challenge = challengeRoute(config)
+  const { challenging } = facts
+  const listening = listeners(enabled, { fallback, challenge, challenging })
   const left = leftOver(listening, ANY)
-  const all = fallback && left.length > 0 ? [...enabled, fallback] : enabled
+  const all = [...enabled, ...(fallback && left.length > 0 ? [fallback] : []), ...(challenge ? [challenge] : [])]
   const numbers = assignNumbers(all, facts)
-  const owned = ownership(enabled)
+  const owned = ownership(enabled, challenging ? challenge : null)
   const commonMs = inMs(config.timeouts)
 
   const routes = all.map((route): PlannedRoute => {
@@ -47,10 +51,13 @@ export function plan(config: Config, facts: Facts): Plan {
     const isDefault = route === fallback
     const { carrier, reason } = isDefault
       ? BY_DEFAULT
-      : chooseCarrier(route, endpoints, facts, owned, isDurable(config))
+      : route === challenge
+        ? ANSWERS
+        : chooseCarrier(route, endpoints, facts, owned, isDurable(config))
     const user = userRoute(route, endpoints, config, facts, commonMs, carrier === 'splice' ? 'splice' : 'user')
     // Whoever is believed on a port is believed for what is left over there.
     if (isDefault) user.acceptProxyProtocol = believed(listening)
+    if (route === challenge) user.action = { type: 'challenge' }
     const required = route.action.type === 'forward' && route.action.forwardingEngine === 'nftables'
     const drain = route.drain ?? 'finish'
     return {
@@ -98,6 +105,8 @@ export function retarget(plan: Plan, config: Config, facts: Facts, names: Readon
 
 const BY_DEFAULT = { carrier: 'splice', reason: 'takes what matches no other route, and reads no more of it' } as const
 
+const ANSWERS = { carrier: 'user', reason: 'answers the CA' } as const
+
 function believed(listening: PlannedListener[]): string[] | null {
   const senders = new Set(listening.flatMap((listener) => listener.trusted))
   return senders.size > 0 ? [...senders] : null
@@ -134,7 +143,11 @@ function chooseCarrier(
   if (needsPeek(route)) return { carrier: 'splice', reason: `the ${whatIsRead(route)} has to be read, the rest not` }
   if (action.sendProxyProtocol) return { carrier: 'splice', reason: neverKernel(route)! }
 
-  const contest = owned.contested.get(route)
+  const wide = listensOf(route).find(isWide)
+  const shares = owned.contested.get(route)
+  // A range has no sockets: it stays in the kernel but for the ports that others share.
+  const contest = wide ? undefined : shares
+  if (contest?.by.name === CHALLENGE_ROUTE) return { carrier: 'splice', reason: 'acme challenge' }
   if (contest && needsPeek(contest.by))
     return {
       carrier: 'splice',
@@ -153,14 +166,15 @@ function chooseCarrier(
   if (protocolOf(route) === 'udp')
     return { carrier: 'kernel', reason: not ?? 'datagrams are forwarded by the kernel only' }
   if (not) return { carrier: 'user', reason: not }
-  const wide = listensOf(route).find((listen) => listen.to - listen.from >= TWIN_PORTS_MAX)
   return {
     carrier: 'kernel',
     reason: wide
-      ? `nothing has to be read (ports ${wide.from}-${wide.to} are too many for sockets: user space does not serve them)`
+      ? `nothing has to be read (ports ${wide.from}-${wide.to} are too many for sockets: user space ${shares ? `serves only those that other routes share, such as ${shares.port}` : 'does not serve them'})`
       : 'nothing has to be read',
   }
 }
+
+const isWide = ({ from, to, protocol }: Listen) => protocol === 'tcp' && to - from >= TWIN_PORTS_MAX
 
 /** Why the kernel cannot forward to these endpoints on this machine as it is; undefined when it can. */
 export function notNow(endpoints: Endpoint[], facts: Facts): string | undefined {

@@ -20,21 +20,25 @@ const PORTS = 65536
 /** Matches every connection to its ports: its owner can be known from the port alone. */
 const matchesAll = (route: Route) => !needsPeek(route) && route.match.clientIps === undefined
 
-export function ownership(routes: Route[]): Ownership {
+/** @param reading while it is answered: a route that takes some connections of its port, whoever else does. */
+export function ownership(routes: Route[], reading: Route | null = null): Ownership {
   const owned: Ownership = { runs: [], shared: [], contested: new Map() }
   for (const protocol of ['tcp', 'udp'] as const)
     own(
       routes.filter((route) => protocolOf(route) === protocol),
       protocol,
       owned,
+      protocol === 'tcp' ? reading : null,
     )
   return owned
 }
 
-function own(routes: Route[], protocol: 'tcp' | 'udp', { runs, shared, contested }: Ownership) {
+function own(routes: Route[], protocol: 'tcp' | 'udp', { runs, shared, contested }: Ownership, reading: Route | null) {
   // Every address first as all of them: what an address of its own has beyond that is all that needs saying.
   const addresses = new Set([null, ...routes.flatMap((route) => listensOf(route).map((listen) => listen.address))])
   const ascending = bySpecificity(routes).toReversed()
+
+  if (reading) ascending.push(reading)
 
   let wide = new Uint32Array(PORTS)
   for (const address of addresses) {
@@ -46,6 +50,11 @@ function own(routes: Route[], protocol: 'tcp' | 'udp', { runs, shared, contested
       for (const listen of listensOf(route)) {
         if (listen.address !== null && listen.address !== address) continue
         if (route.acceptProxyProtocol) proxied.fill(1, listen.from, listen.to + 1)
+        if (route === reading) {
+          // Where another one reads already, that is the reason that others share with.
+          if (partial[listen.from] === 0) partial[listen.from] = i + 1
+          continue
+        }
         if (!matchesAll(route)) {
           partial.fill(i + 1, listen.from, listen.to + 1)
           continue
@@ -67,11 +76,17 @@ function own(routes: Route[], protocol: 'tcp' | 'udp', { runs, shared, contested
       )
         end++
       const route = own > 0 ? ascending[own - 1]! : undefined
-      if (route && part > 0) contested.set(route, contested.get(route) ?? { port, by: ascending[part - 1]! })
+      if (route && part > 0) contest(route, port, ascending[part - 1]!)
       else if (route && !fallsThrough) runs.push({ address, from: port, to: end - 1, protocol, route })
       if (part > 0) shared.push({ address, from: port, to: end - 1, protocol, proxied: proxied[port] === 1 })
       port = end
     }
     if (address === null) wide = owner
+  }
+
+  /** The first port says why, a challenge only where nothing else does: it comes and goes. */
+  function contest(route: Route, port: number, by: Route) {
+    const known = contested.get(route)
+    if (!known || known.by === reading) contested.set(route, { port, by })
   }
 }

@@ -19,6 +19,8 @@ export interface Facts {
   drained: Record<string, true>
   /** Routes that take no new connections now: drained by an operator. */
   draining: Record<string, true>
+  /** A name needs the challenge port now: what comes there is read for challenges first. */
+  challenging: boolean
   /** least-connections: the shares of the endpoints now, by route name. Missing: the configured weights. */
   shares: Record<string, Record<string, number>>
   /** What is in the kernel, as far as known: slots stay where they are. */
@@ -100,6 +102,10 @@ export interface PlannedListener {
   port: number
   /** true: the first bytes are read before a route is chosen (a name; TLS to terminate is not a reason by itself). */
   peek: boolean
+  /** Challenges of a certificate authority are answered here, while `peek` says that first bytes are read. */
+  challenge?: boolean
+  /** Nobody needs it but a certificate authority: the gateway does without it where another program has the port. */
+  optional?: boolean
   /** Networks whose connections begin with a PROXY protocol header, before everything else: those that a route here trusts. */
   trusted: string[]
   /** Names of the routes, best match first. */
@@ -161,6 +167,8 @@ export interface UserRoute {
       }
     | { type: 'redirect'; to: string; status: number; tls: UserTls | null }
     | { type: 'block' }
+    /** Holds the port on which challenges are answered, and carries nothing. */
+    | { type: 'challenge' }
   security: {
     allow: string[]
     block: string[]
