@@ -254,6 +254,19 @@ export const THROUGHPUT_ROUTES_PER_TURN = 2000
  * counts as nothing. */
 export const RATES_LAG_MS_MAX = 10_000
 
+/** What of a token is looked up: authorities use 43 characters. Longer: the request is no challenge. */
+export const CHALLENGE_TOKEN_CHARACTERS_MAX = 256
+
+/** For the answer to a challenge, and again for its client to leave. Above: the connection ends. */
+export const CHALLENGE_ANSWER_MS_MAX = 10_000
+
+/** How long a port whose first bytes are read only because of a challenge waits for them: a client that says nothing, because the
+ * target speaks first, gets the port's route then. An authority sends its request at once; one lost packet more is within it. */
+export const CHALLENGE_FIRST_BYTES_MS_MAX = 1500
+
+/** For a worker to say that it answers the challenges it was told, a restart of it included. Above: they count as not placed. */
+export const CHALLENGES_TOLD_MS_MAX = 10_000
+
 /** Ports of one range that get user-space listeners, each a socket. A range with more is carried by the kernel or not at all. */
 export const TWIN_PORTS_MAX = 256
 
@@ -292,3 +305,49 @@ export const PROVIDER_AGAIN_MS_MAX = 12 * 3_600_000
 
 /** Words about what is wrong with a certificate, which may quote a module. Above: cut. */
 export const CERTIFICATE_ERROR_CHARACTERS_MAX = 500
+
+/** A key of the store: a host name (253) with the words around it. Above: refused. */
+export const STORE_KEY_CHARACTERS_MAX = 512
+
+/** One entry of the store: a chain of four RSA certificates with its key has 12 KiB. Above: it is not kept. */
+export const STORE_TEXT_BYTES_MAX = 128 * 1024
+
+/** How often the files of the store are looked at for what other processes changed, while somebody wants to know. */
+export const STORE_LOOK_MS = 1000
+
+/** What a shared store is given to answer one command, or to be connected to. Above: the command has failed. */
+export const STORE_ANSWER_MS_MAX = 3000
+
+/** A shared store that did not answer is left alone this long: commands fail at once meanwhile. */
+export const STORE_PAUSE_MS = 1000
+
+/** A lock in a shared store outlives its holder this long; it is renewed at a third of it. */
+export const STORE_LOCK_MS = 30_000
+
+/** How often a shared store is asked what changed, in case a message about it was lost. */
+export const STORE_ASK_MS = 10_000
+
+/** Without a message for this long, the connection on which they come is made anew: it may be dead without knowing. */
+export const STORE_SILENCE_MS = 60_000
+
+/** Changed keys that a shared store remembers. Above: the oldest are forgotten, and a gateway that was away while as many changed
+ * reads them when it needs them. */
+export const STORE_CHANGES_MAX = 10_000
+
+/** Keys in one step of a list: a shared store serves nobody else meanwhile. */
+export const STORE_SCAN_KEYS = 500
+
+/** A gateway is taken for gone when it has not announced itself for this long; it does so three times in it. */
+export const FLEET_PRESENCE_MS = 30_000
+
+/** A challenge that nobody took away, because its gateway crashed, is gone after this time; CAs answer within seconds. */
+export const FLEET_CHALLENGE_MS = 600_000
+
+/** How long the other gateways have to answer a challenge before the CA is told to look. Above: it is told anyway, and said. */
+export const FLEET_READY_MS = 5000
+
+/** How often the others are looked after in that time. */
+export const FLEET_LOOK_MS = 100
+
+/** Challenges answered at a time, about 1 KiB each. Above: the rest is not answered here, and their gateways say so. */
+export const FLEET_CHALLENGES_MAX = 1000

@@ -1,6 +1,6 @@
 // Writing a secret so that a reader finds it whole or not at all, whatever crashes in between.
 import { randomUUID } from 'node:crypto'
-import { chmod, link, mkdir, open, rm } from 'node:fs/promises'
+import { chmod, link, mkdir, open, rename, rm } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 
 /** A directory only its owner can enter, also where it existed with other permissions. */
@@ -18,16 +18,9 @@ export async function privateDirectory(path: string): Promise<void> {
 /** Creates `path` (0600) with `text`, durably. False when the file is there already: it is never replaced, so of two processes
  * that start at the same time both go on with what the first one wrote. */
 export async function createFile(path: string, text: string): Promise<boolean> {
-  const directory = dirname(path)
-  const temporary = join(directory, `.${basename(path)}.${randomUUID()}`)
+  const temporary = join(dirname(path), `.${basename(path)}.${randomUUID()}`)
   try {
-    const file = await open(temporary, 'wx', 0o600)
-    try {
-      await file.writeFile(text)
-      await file.sync()
-    } finally {
-      await file.close()
-    }
+    await writeSynced(temporary, text)
     // link, not rename: it is as atomic, and refuses where rename would replace.
     await link(temporary, path)
   } catch (cause) {
@@ -36,12 +29,40 @@ export async function createFile(path: string, text: string): Promise<boolean> {
   } finally {
     await rm(temporary, { force: true })
   }
-  // The name is only on disk when the directory is.
-  const entry = await open(directory, 'r')
+  await syncDirectory(dirname(path))
+  return true
+}
+
+/** Puts `text` at `path` (0600), durably, in place of what is there. `temporaries`: a directory of the same file system, that may be
+ * emptied at any time. Errors are those of the system, with their code. */
+export async function replaceFile(path: string, text: string, temporaries: string): Promise<void> {
+  const temporary = join(temporaries, randomUUID())
+  try {
+    await writeSynced(temporary, text)
+    await rename(temporary, path)
+  } catch (cause) {
+    await rm(temporary, { force: true })
+    throw cause
+  }
+  await syncDirectory(dirname(path))
+}
+
+/** A name is only on disk when its directory is. */
+export async function syncDirectory(path: string): Promise<void> {
+  const entry = await open(path, 'r')
   try {
     await entry.sync()
   } finally {
     await entry.close()
   }
-  return true
+}
+
+async function writeSynced(path: string, text: string): Promise<void> {
+  const file = await open(path, 'wx', 0o600)
+  try {
+    await file.writeFile(text)
+    await file.sync()
+  } finally {
+    await file.close()
+  }
 }
