@@ -351,3 +351,22 @@ export const FLEET_LOOK_MS = 100
 
 /** Challenges answered at a time, about 1 KiB each. Above: the rest is not answered here, and their gateways say so. */
 export const FLEET_CHALLENGES_MAX = 1000
+
+/** A body that is sent to the admin API over HTTP: ten thousand routes. Above: 413. */
+export const ADMIN_BODY_BYTES_MAX = 8 * 1024 * 1024
+
+/** A login is a token of 256 characters at most. Above: 413. */
+export const ADMIN_LOGIN_BYTES_MAX = 4096
+
+/** A client of the admin API over HTTP that sends and takes nothing. Above: its connection is closed. */
+export const ADMIN_IDLE_MS_MAX = 20_000
+
+/** The dashboard's login holds for a working day. Above: it asks for the token again. */
+export const ADMIN_SESSION_MS_MAX = 12 * 3600_000
+
+/** Wrong tokens from one address in a minute: more than a person mistypes. Above: 429 for the rest of the minute, whatever the token. */
+export const ADMIN_FAILURES_MAX = 10
+export const ADMIN_FAILURES_MS = 60_000
+
+/** Addresses whose wrong tokens are remembered. Above: the one that came first is forgotten. */
+export const ADMIN_FAILURE_CLIENTS_MAX = 1000
