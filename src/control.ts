@@ -380,7 +380,12 @@ export class Control implements Gateway {
           remedy: 'mend the files, or use "self-signed"',
         })),
       )
-    return Object.fromEntries(certificates)
+    return Object.fromEntries(
+      [...certificates].map(([route, { names, cert, key }]) => [
+        route,
+        { perName: false, list: [{ names, cert: [cert], key: [key] }] },
+      ]),
+    )
   }
 
   // ---- what operators drain ----

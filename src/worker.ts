@@ -10,7 +10,7 @@ import { UserPlane } from './user/index.ts'
 export async function runWorker(): Promise<void> {
   const start = JSON.parse(process.env[WORKER_ENVIRONMENT] ?? '{}') as WorkerStart
   native().sluice_raise_nofile()
-  const warning = dropPrivileges(start.user)
+  const warnings = dropPrivileges(start.user)
   const missing = await missingAbilities()
   if (missing.length > 0) {
     process.stderr.write(`sluice: this Bun (${Bun.version}) lacks ${missing.join(', ')}; 1.4.5 has it\n`)
@@ -57,7 +57,7 @@ export async function runWorker(): Promise<void> {
   process.on('SIGTERM', () => {})
 
   channel.send({ type: 'ready', pid: process.pid, uid: process.getuid!() })
-  if (warning) log('warn', warning)
+  for (const warning of warnings) log('warn', warning)
 
   function onMessage(message: ToWorker) {
     switch (message.type) {
@@ -76,6 +76,16 @@ export async function runWorker(): Promise<void> {
       }
       case 'routes':
         applying = applying.then(async () => void (await plane.updateRoutes(message.routes)))
+        return
+      case 'certificates':
+        applying = applying.then(async () => {
+          for (const { route, message: problem } of await plane.updateCertificates(message.certificates))
+            log('error', problem, { route })
+        })
+        return
+      case 'challenges':
+        plane.challenge(message)
+        channel.send({ type: 'challenged', generation: message.generation })
         return
       case 'health':
         plane.check(message.checks)
@@ -106,8 +116,24 @@ export async function runWorker(): Promise<void> {
   }
 }
 
-/** Gives up root for good. Returns a warning when it cannot. */
-function dropPrivileges(user: WorkerStart['user']): string | null {
+/** Gives up root for good, and everything else that no worker needs: it is the process that strangers talk to, and in which
+ *  handlers run. Returns what could not be given up. */
+function dropPrivileges(user: WorkerStart['user']): string[] {
+  const warnings: string[] = []
+  const has = (result: number, what: string) => {
+    if (result !== 0) warnings.push(`${what}: ${result < 0 ? `error ${-result}` : `${result} threads did not answer`}`)
+  }
+  // While it may: changing the user takes the capabilities of now, not those that an exec could gain.
+  has(native().sluice_drop_bounding(), 'The worker keeps its bounding set of capabilities')
+  const asRoot = becomeUser(user)
+  if (asRoot) warnings.push(asRoot)
+  has(native().sluice_drop_capabilities(), 'The worker keeps capabilities')
+  has(native().sluice_refuse_calls(), 'This kernel does not filter the system calls of the worker (seccomp)')
+  return warnings
+}
+
+/** Returns a warning when it stays root. */
+function becomeUser(user: WorkerStart['user']): string | null {
   if (process.getuid!() !== 0) return null
   if (!user) return 'The worker runs as root: this machine has no other user for it'
   try {

@@ -26,8 +26,30 @@ export interface WorkerPlan {
   limits: Limits | null
   /** Connections wait until their openings are on disk: each is answered by `written`. */
   durable: boolean
-  /** PEM texts by route name. */
-  certificates: Record<string, { cert: string; key: string }>
+  /** By route name. */
+  certificates: Record<string, RouteCertificates>
+}
+
+/** PEM texts: cert[i], with its chain, belongs to key[i]. Several pairs are several kinds of key, of which a client gets one. */
+export interface RouteCertificate {
+  names: string[]
+  cert: string[]
+  key: string[]
+}
+
+export interface RouteCertificates {
+  /** Each name has its own and is served no other one: a connection for a name without one ends as `certificate_pending`.
+   *  false: the first of the list stands in for a name that none of them covers. */
+  perName: boolean
+  list: RouteCertificate[]
+}
+
+/** Every challenge that is to be answered now. */
+export interface PlacedChallenges {
+  /** token → key authorization (HTTP-01). */
+  http: Record<string, string>
+  /** name → the certificate that answers for it (TLS-ALPN-01), PEM. */
+  tls: Record<string, { cert: string; key: string }>
 }
 
 /** A check of one endpoint, again and again. */
@@ -75,6 +97,9 @@ export type ToWorker =
   | { type: 'plan'; plan: WorkerPlan }
   /** These routes of the plan anew: the targets of some have other weights now. */
   | { type: 'routes'; routes: UserRoute[] }
+  /** The certificates of these routes anew; connections keep what they began with. */
+  | { type: 'certificates'; certificates: Record<string, RouteCertificates> }
+  | ({ type: 'challenges'; generation: number } & PlacedChallenges)
   /** Every check that is to be made. */
   | { type: 'health'; checks: HealthCheck[] }
   /** The openings of these connections are on disk, and the connections may go on; ok = false: they cannot be written. */
@@ -94,6 +119,8 @@ export type ToControl =
   | { type: 'ready'; pid: number; uid: number }
   /** The plan is carried out; problems name what could not be (a handler module that does not load). */
   | { type: 'applied'; generation: number; problems: { route: string; message: string }[] }
+  /** The challenges of this generation are answered from now on, and no others. */
+  | { type: 'challenged'; generation: number }
   | ({ type: 'connections' } & ConnectionEvents)
   | { type: 'checked'; results: CheckResult[] }
   | { type: 'dialed'; dials: DialReport[] }

@@ -1,9 +1,10 @@
 // Control's view of its worker process: start it, pass it descriptors and plans, start the next one when it dies. The
 // listening sockets are control's, so their backlog waits meanwhile and nobody is refused.
 import { readFile } from 'node:fs/promises'
+import { CHALLENGES_TOLD_MS_MAX } from '../base/limits.ts'
 import { TIMER_MS_MAX } from '../base/units.ts'
 import { Channel, closeEnds, openEnds } from '../channel/channel.ts'
-import type { HealthCheck, ToControl, ToWorker, WorkerPlan } from '../channel/messages.ts'
+import type { HealthCheck, PlacedChallenges, ToControl, ToWorker, WorkerPlan } from '../channel/messages.ts'
 import { selfArguments } from '../config/load.ts'
 import { WORKER_ENVIRONMENT, type WorkerStart } from '../channel/messages.ts'
 import type { UserRoute } from '../plan/types.ts'
@@ -25,6 +26,9 @@ export class Supervisor {
   #child: Bun.Subprocess | undefined
   #plan: WorkerPlan | undefined
   #checks: HealthCheck[] = []
+  #challenges: Extract<ToWorker, { type: 'challenges' }> = { type: 'challenges', generation: 0, http: {}, tls: {} }
+  /** By generation. */
+  #challenged = new Map<number, (answered: boolean) => void>()
   /** tag → descriptor of every listener there is: a new worker gets them all. */
   #descriptors = new Map<number, number>()
   #sent = new Set<number>()
@@ -71,6 +75,8 @@ export class Supervisor {
     void child.exited.then(() => this.#onExit(child, idPrefix, performance.now() - startedAt))
     if (this.#plan) void this.#send()
     this.#channel.send({ type: 'health', checks: this.#checks })
+    // Before its plan: who comes now waits in the backlog.
+    if (this.#challenges.generation > 0) this.#channel.send(this.#challenges)
   }
 
   #onMessage(message: ToControl) {
@@ -82,6 +88,7 @@ export class Supervisor {
       this.accepting = !message.paused
       this.descriptorsMax = message.limit
     }
+    if (message.type === 'challenged') this.#tellChallenged(message.generation)
     if (message.type === 'counted' && message.isLast) this.#counted?.(true)
     if (message.type === 'sampled') {
       this.#samples.get(message.request)?.(message.counts)
@@ -144,6 +151,41 @@ export class Supervisor {
     }))
   }
 
+  /** The certificates of these routes anew, without the rest of the plan. The next worker gets them too. */
+  updateCertificates(certificates: WorkerPlan['certificates']): Promise<void> {
+    const plan = this.#plan
+    if (!plan) return Promise.resolve()
+    this.#plan = { ...plan, certificates: { ...plan.certificates, ...certificates } }
+    const channel = this.#channel
+    // Behind a plan that waits for its descriptors.
+    return (this.#sending = this.#sending.then(() => {
+      if (channel === this.#channel) channel?.send({ type: 'certificates', certificates })
+    }))
+  }
+
+  /** Every challenge to answer from now on; the next worker gets them too. Resolves when a worker answers them; false: none did
+   *  in time, or the gateway stops. */
+  updateChallenges(placed: PlacedChallenges): Promise<boolean> {
+    const generation = this.#challenges.generation + 1
+    this.#challenges = { type: 'challenges', generation, ...placed }
+    if (this.#stopping) return Promise.resolve(false)
+    const { promise, resolve } = Promise.withResolvers<boolean>()
+    const answer = (answered: boolean) => {
+      clearTimeout(timer)
+      this.#challenged.delete(generation)
+      resolve(answered)
+    }
+    const timer = setTimeout(() => answer(false), CHALLENGES_TOLD_MS_MAX)
+    this.#challenged.set(generation, answer)
+    this.#channel?.send(this.#challenges)
+    return promise
+  }
+
+  /** A newer state takes the place of those before it. */
+  #tellChallenged(generation: number) {
+    for (const [asked, answer] of [...this.#challenged]) if (asked <= generation) answer(true)
+  }
+
   /** All health checks there are. The next worker gets them too. */
   updateChecks(checks: HealthCheck[]) {
     this.#checks = checks
@@ -194,6 +236,7 @@ export class Supervisor {
   async stop(graceMs: number): Promise<void> {
     this.#stopping = true
     clearTimeout(this.#restart)
+    for (const answer of [...this.#challenged.values()]) answer(false)
     const child = this.#child
     if (!child || !this.#channel) return
     const { promise, resolve } = Promise.withResolvers<void>()

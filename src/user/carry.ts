@@ -1,5 +1,5 @@
 // What is done with a connection whose route is known. The one place where the parts of the room are put together.
-import { adopt } from './connect.ts'
+import { takeSocket } from './answer.ts'
 import type { Connection } from './connection.ts'
 import { Dial } from './dial.ts'
 import { runHandler } from './handlers.ts'
@@ -18,12 +18,8 @@ export function carry(connection: Connection) {
 
 function begin(connection: Connection) {
   const route = connection.route!
-  const { client } = connection
   // What is forwarded as it is stays with the relay thread; for anything else TypeScript has to have the socket.
-  if (client.keeper && !route.forwardsPlain) {
-    const fd = client.keeper.take()
-    if (fd < 0 || !adopt(client, fd)) return clientGone(connection, undefined)
-  }
+  if (!route.forwardsPlain && !takeSocket(connection)) return clientGone(connection, undefined)
   if (route.forwardsPlain) connection.carrier = route.plan.carrier
   if (route.terminates) terminateTls(connection, act)
   else act(connection)

@@ -5,6 +5,7 @@ import { isoTime } from '../base/clock.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { Slot } from './balance.ts'
+import type { Challenges } from './challenges.ts'
 import type { Dials } from './dials.ts'
 import type { Own } from './reach.ts'
 import type { ProxyHeader } from './peek/proxy-header.ts'
@@ -22,6 +23,8 @@ export interface Services {
   readonly dials: Dials
   readonly table: Map<string, Connection>
   readonly everyone: Everyone
+  /** Of a certificate authority. */
+  readonly challenges: Challenges
   readonly log: (level: 'debug' | 'info' | 'warn' | 'error', message: string, fields?: Record<string, unknown>) => void
   /** Connections in the relay now. */
   spliced: number
@@ -89,6 +92,8 @@ export class Connection extends Timed implements Owner, Reported {
   allowHalfOpen = false
   readonly openedAt = Date.now()
   #closedAt = 0
+  /** The limits of everyone count it. */
+  #isCounted = false
   #bytes: { bytesIn: number; bytesOut: number } | undefined
   #onDeadline: OnDeadline | null = null
   #clientBytes: Uint8Array | undefined
@@ -149,8 +154,24 @@ export class Connection extends Timed implements Owner, Reported {
     this.route = route
     this.allowHalfOpen = action.type === 'forward' && action.allowHalfOpen
     route.counters.enter(this.clientIp)
-    this.services.everyone.counters.enter(this.clientIp)
+    this.#count()
     this.services.reporter.opened(this)
+  }
+
+  /** No route's: the gateway answers it itself, and only the limits of everyone apply. false: refused and gone. */
+  admitUnrouted(): boolean {
+    const refused = this.services.everyone.refusalFor(this.clientIp, this.openedAt)
+    if (refused === undefined) this.#count()
+    else {
+      this.services.reporter.refused('', refused)
+      this.discard()
+    }
+    return refused === undefined
+  }
+
+  #count() {
+    this.#isCounted = true
+    this.services.everyone.counters.enter(this.clientIp)
   }
 
   /** Ends a connection that never got a record. */
@@ -267,10 +288,8 @@ export class Connection extends Timed implements Owner, Reported {
   #leave() {
     this.disarm()
     this.services.table.delete(this.id)
-    if (this.route) {
-      this.route.counters.leave(this.clientIp)
-      this.services.everyone.counters.leave(this.clientIp)
-    }
+    this.route?.counters.leave(this.clientIp)
+    if (this.#isCounted) this.services.everyone.counters.leave(this.clientIp)
     if (this.slot) this.slot.active--
     this.slot = null
   }

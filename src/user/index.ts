@@ -3,10 +3,18 @@
 import type { Socket } from 'bun'
 import { native } from '../base/native.ts'
 import { ACCEPT_LOOK_MS } from '../base/limits.ts'
-import type { CheckResult, DialReport, HealthCheck, ToControl, WorkerPlan } from '../channel/messages.ts'
+import type {
+  CheckResult,
+  DialReport,
+  HealthCheck,
+  PlacedChallenges,
+  ToControl,
+  WorkerPlan,
+} from '../channel/messages.ts'
 import type { ConnectionEvents } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
 import type { PlannedListener, UserRoute } from '../plan/types.ts'
+import { Challenges } from './challenges.ts'
 import { Connection, type Services } from './connection.ts'
 import { countsOf } from './counts.ts'
 import { Accepting } from './descriptors.ts'
@@ -16,7 +24,7 @@ import type { End } from './end.ts'
 import { HealthChecks } from './health.ts'
 import { Hold } from './hold.ts'
 import { bound, RelayAcceptor } from './accept.ts'
-import { Listener, plainIp, type Listening, type Reads } from './listen.ts'
+import { Listener, plainIp, type Listening, type LooksFor, type Reads } from './listen.ts'
 import { opening } from './opening.ts'
 import { chooseUnread, peek, readProxyHeader } from './peek.ts'
 import { leaveRelay, parts, relayRuns, useRelay } from './relay-thread.ts'
@@ -47,6 +55,7 @@ export class UserPlane implements Services {
   readonly reporter: Reporter
   readonly dials: Dials
   readonly everyone = new Everyone()
+  readonly challenges = new Challenges()
   readonly log: Log
   spliced = 0
   opened = 0
@@ -157,8 +166,8 @@ export class UserPlane implements Services {
         const route = same ? before! : new LiveRoute(user, this.#countersOf(user.name))
         if (!same) await route.prepare(this.#configFile)
         for (const message of route.problems) problems.push({ route: user.name, message })
-        const message = route.setCertificate(plan.certificates[user.name], before)
-        if (message !== undefined) problems.push({ route: user.name, message })
+        for (const message of route.setCertificates(plan.certificates[user.name], before))
+          problems.push({ route: user.name, message })
         routes.set(user.name, route)
       }),
     )
@@ -186,6 +195,26 @@ export class UserPlane implements Services {
     const newest = new Map(routes.map((user) => [user.name, user]))
     this.#plan = { ...plan, routes: plan.routes.map((user) => newest.get(user.name) ?? user) }
     return other.length > 0 ? this.#apply(this.#plan, new Map()) : []
+  }
+
+  /** The certificates of these routes anew; connections keep what they began with. Answers what cannot be used. */
+  updateCertificates(certificates: WorkerPlan['certificates']): Promise<Problem[]> {
+    const done = this.#applying.then(() => this.#certify(certificates))
+    this.#applying = done.catch(() => {})
+    return done
+  }
+
+  #certify(certificates: WorkerPlan['certificates']): Problem[] {
+    if (!this.#plan) return []
+    this.#plan = { ...this.#plan, certificates: { ...this.#plan.certificates, ...certificates } }
+    return Object.entries(certificates).flatMap(([route, given]) =>
+      (this.#routes.get(route)?.setCertificates(given) ?? []).map((message) => ({ route, message })),
+    )
+  }
+
+  /** Every challenge to answer from now on. */
+  challenge(placed: PlacedChallenges) {
+    for (const message of this.challenges.set(placed)) this.log('error', message)
   }
 
   /** The health checks to make from now on: all of them. */
@@ -224,6 +253,7 @@ export class UserPlane implements Services {
       }
       listener.plan = planned
       listener.routes = routes
+      listener.looksFor = looksFor(planned, routes)
       listener.trusted = new NetworkList(planned.trusted)
     }
     for (const fd of descriptors.values()) native().sluice_close(fd)
@@ -305,8 +335,8 @@ export class UserPlane implements Services {
         this.reporter.refused(listener.routes[0]?.name ?? '', 'descriptors')
         connection.discard()
       } else if (!listener.trusted.empty && listener.trusted.has(connection.clientBytes))
-        readProxyHeader(connection, listener.routes, listener.plan.peek)
-      else if (listener.plan.peek) peek(connection, listener.routes)
+        readProxyHeader(connection, listener.routes, listener.looksFor)
+      else if (listener.looksFor !== null) peek(connection, listener.routes, listener.looksFor)
       else chooseUnread(connection, listener.routes)
     } catch (error) {
       connection.crashed(error)
@@ -427,6 +457,12 @@ function softLimit(): number {
 function readsBy(planned: PlannedListener, routes: readonly LiveRoute[]): Reads {
   if (planned.peek) return 'thread'
   return planned.trusted.length > 0 || routes.some((route) => route.forwardsPlain) ? 'thread-when-asked' : 'typescript'
+}
+
+/** What is looked for where a name decides includes challenges; where none does, they alone may be the reason to read. */
+function looksFor(planned: PlannedListener, routes: readonly LiveRoute[]): LooksFor | null {
+  if (!planned.peek) return null
+  return planned.challenge && routes.every((route) => route.domains.length === 0) ? 'challenge' : 'name'
 }
 
 class Drain extends Timed {

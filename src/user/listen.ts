@@ -12,9 +12,14 @@ export type OnAccept = (listener: Listener, socket: Socket<End>) => void
 /** Who reads what a client says first: Bun's sockets, or the relay thread, at once or when it is asked to. */
 export type Reads = 'typescript' | 'thread' | 'thread-when-asked'
 
+/** In what a client says first: the name of a route, or nothing but a challenge, where the port alone decides otherwise. */
+export type LooksFor = 'name' | 'challenge'
+
 /** A listening socket, whoever accepts on it. */
 export abstract class Listening {
   routes: readonly LiveRoute[] = []
+  /** null: nothing is read. */
+  looksFor: LooksFor | null = null
   /** Senders whose connections begin with a PROXY header. */
   trusted = NOBODY
 

@@ -1,10 +1,13 @@
 // Ports where the first bytes decide: collects them within a limit and a deadline, then chooses the route. Nothing is
 // consumed: what was read is held and goes on to the target, the TLS engine or the handler, once and first.
 import type { CloseReason } from '../connections/reasons.ts'
+import { CHALLENGE_FIRST_BYTES_MS_MAX } from '../base/limits.ts'
 import { carry } from './carry.ts'
-import { of, type Connection } from './connection.ts'
+import { answerChallenge } from './challenge-answer.ts'
+import { of, type Connection, type OnDeadline } from './connection.ts'
 import type { Consumer, End } from './end.ts'
-import { clientGone } from './opening.ts'
+import type { LooksFor } from './listen.ts'
+import { clientGone, opening } from './opening.ts'
 import { peekClientHello } from './peek/client-hello.ts'
 import { peekHttpHead } from './peek/http-head.ts'
 import { peekProxyHeader } from './peek/proxy-header.ts'
@@ -15,12 +18,12 @@ type Routes = readonly LiveRoute[]
 
 /** A trusted sender: its PROXY header comes before everything else, and says who the client is. A route that does not trust
  *  this sender gets none of its connections: its lists and limits would be the sender's to evade.
- *  @param peeks the listener reads a name after it. */
-export function readProxyHeader(connection: Connection, routes: Routes, peeks: boolean) {
+ *  @param after what the listener looks for behind it. */
+export function readProxyHeader(connection: Connection, routes: Routes, after: LooksFor | null) {
   const trusting = routes.filter((route) => route.trusted.has(connection.clientBytes))
   if (trusting.length === 0) return connection.settle('no_route')
-  connection.client.consumer = peeks ? headerThenName : headerOnly
-  wait(connection, trusting.length === routes.length ? routes : trusting)
+  connection.client.consumer = after === null ? headerOnly : headerThen[after]
+  wait(connection, trusting.length === routes.length ? routes : trusting, silent)
 }
 
 /** Chooses a route by address alone. */
@@ -29,15 +32,17 @@ export function chooseUnread(connection: Connection, routes: Routes) {
 }
 
 /** Reads first. The connection has a record once a route admits it, or once it ends without one. */
-export function peek(connection: Connection, routes: Routes) {
+export function peek(connection: Connection, routes: Routes, what: LooksFor) {
   if (routes.length === 0) return connection.settle('no_route')
-  connection.client.consumer = peeking
-  wait(connection, routes)
+  connection.client.consumer = looking[what]
+  if (what === 'name') return wait(connection, routes, silent)
+  connection.candidates = routes
+  connection.arm(Math.min(patienceOf(routes), CHALLENGE_FIRST_BYTES_MS_MAX), noChallenge)
 }
 
-function wait(connection: Connection, routes: Routes) {
+function wait(connection: Connection, routes: Routes, onDeadline: OnDeadline) {
   connection.candidates = routes
-  connection.arm(patienceOf(routes), silent)
+  connection.arm(patienceOf(routes), onDeadline)
 }
 
 /** Of the most patient of them; a listener of ten thousand names is not asked each time. */
@@ -81,11 +86,17 @@ const headerConsumer = (then: (connection: Connection, routes: Routes) => void):
 })
 
 const headerOnly = headerConsumer(chooseUnread)
-const headerThenName = headerConsumer((connection) => {
+const headerThen: Record<LooksFor, Consumer> = {
   // Under the same deadline.
-  connection.client.consumer = peeking
-  if (connection.client.heldBytes > 0) decide(connection.client)
-})
+  name: headerConsumer((connection) => {
+    connection.client.consumer = peeking
+    if (connection.client.heldBytes > 0) decide(connection.client)
+  }),
+  challenge: headerConsumer((connection, routes) => {
+    peek(connection, routes, 'challenge')
+    if (connection.client.heldBytes > 0) seek(connection.client)
+  }),
+}
 
 const peeking: Consumer = {
   received(end, bytes) {
@@ -102,10 +113,38 @@ const peeking: Consumer = {
   },
 }
 
+/** Where the port alone decides: what is no challenge costs it no more than the wait for its first bytes. */
+const seeking: Consumer = {
+  received(end, bytes) {
+    end.hold(bytes)
+    seek(end)
+  },
+  ended(end) {
+    noChallenge(of(end))
+    // As if nobody had looked.
+    if (end.consumer === opening && !of(end).settled) opening.ended(end)
+  },
+  drained() {},
+  closed(end, error) {
+    clientGone(of(end), error)
+  },
+}
+
+const looking: Record<LooksFor, Consumer> = { name: peeking, challenge: seeking }
+
+const noChallenge = (connection: Connection) => chooseUnread(connection, connection.candidates!)
+
+function seek(end: End) {
+  const connection = of(end)
+  const isChallenge = connection.services.challenges.placed ? answerChallenge(connection, end.peekHeld()) : 'no'
+  if (isChallenge === 'no') noChallenge(connection)
+}
+
 function decide(end: End) {
   const connection = of(end)
   const routes = connection.candidates!
   const bytes = end.peekHeld()
+  if (connection.services.challenges.placed && answerChallenge(connection, bytes) !== 'no') return
   const hello = peekClientHello(bytes)
   if (hello.verdict === 'yes') {
     connection.serverName = hello.hello.serverName
@@ -125,6 +164,7 @@ function choose(connection: Connection, routes: Routes, first: FirstBytes, name:
   connection.candidates = null
   const route = selectRoute(routes, first, name, connection)
   if (!route) return connection.settle(reasonWithout(routes, first))
+  if (route.plan.action.type === 'challenge') return connection.settle('no_route')
   if (!connection.admit(route)) return
   carry(connection)
 }

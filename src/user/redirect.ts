@@ -1,6 +1,7 @@
 // The gateway answers itself: one HTTP redirect, then the connection is over. What the client sent goes into the answer only
 // after it was checked to be a host and a path (peek/http-head.ts).
 import { matchesName } from '../base/names.ts'
+import { conclude } from './answer.ts'
 import { of, type Connection } from './connection.ts'
 import type { Consumer } from './end.ts'
 import { clientGone, leftEarly } from './opening.ts'
@@ -53,32 +54,8 @@ function readHead(connection: Connection) {
   respond(connection, response(action.status, to))
 }
 
-/** Sends it, then waits for the client to close: closing over unread bytes would take the answer back. */
-function respond(connection: Connection, answer: string) {
-  const { client } = connection
-  client.takeHeld()
-  client.consumer = answered
-  client.send(Buffer.from(answer, 'latin1'))
-  client.finish()
-  connection.setState('closing')
-  connection.arm(connection.route!.plan.timeoutsMs.halfClosed, done)
-  if (client.ended) answered.ended(client)
-}
-
-const done = (connection: Connection) => connection.settle('responded', true)
-
-const answered: Consumer = {
-  received() {},
-  ended(end) {
-    if (end.finished) done(of(end))
-  },
-  drained(end) {
-    if (end.ended) done(of(end))
-  },
-  closed(end, error) {
-    of(end).settle(error ? 'client_reset' : 'responded', true)
-  },
-}
+const respond = (connection: Connection, answer: string) =>
+  conclude(connection, Buffer.from(answer, 'latin1'), 'responded', connection.route!.plan.timeoutsMs.halfClosed)
 
 // ---- text ----
 

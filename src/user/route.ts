@@ -1,16 +1,15 @@
 // A route made ready to carry connections: lists compiled, counters attached, TLS material and handler loaded. Built once
 // for each change of a route, of which connections keep the one they began with; what changes every few seconds (the weights
 // of targets, draining) is changed in place.
-import tls from 'node:tls'
 import { ROUTE_LOG_INTERVAL_MS } from '../base/limits.ts'
+import type { RouteCertificates } from '../channel/messages.ts'
 import type { UserRoute, UserTls } from '../plan/types.ts'
 import type { RefusalReason } from '../connections/reasons.ts'
 import { Balancer } from './balance.ts'
+import { ServedCertificates } from './certificates.ts'
 import { loadHandler, type LoadedHandler } from './handler-module.ts'
 import { Counters, NetworkList, Rate, type Guard } from './security.ts'
 import { narrowestOf, type Choice } from './select.ts'
-
-export type Certificate = { cert: string; key: string }
 
 export class LiveRoute implements Choice, Guard {
   readonly name: string
@@ -32,16 +31,14 @@ export class LiveRoute implements Choice, Guard {
   /** Its bytes go on as they are: nothing here has to see them. */
   readonly forwardsPlain: boolean
   readonly balancer: Balancer | null
-  /** Null while there is no certificate: handshakes fail then. */
-  secureContext: object | null = null
+  /** Null while there are none: handshakes fail then. */
+  certificates: ServedCertificates | null = null
   clientCa: string | null = null
   upstreamCa: string | null = null
   /** How to call the handler, or why it cannot be called. */
   handler: LoadedHandler | { problem: string } | null = null
   /** What prepare() found, repeated with every plan that leaves it so. */
   readonly problems: string[] = []
-  /** What the context was made of. */
-  #material: string | undefined
   #lastLog = -Infinity
   #unlogged = 0
 
@@ -57,7 +54,7 @@ export class LiveRoute implements Choice, Guard {
     this.narrowest = narrowestOf(plan.domains)
     this.clients = new NetworkList(plan.clientIps)
     this.trusted = new NetworkList(plan.acceptProxyProtocol ?? [])
-    this.tls = action.type === 'block' ? null : action.tls
+    this.tls = 'tls' in action ? action.tls : null
     this.terminates = this.tls !== null && this.tls.mode !== 'passthrough'
     this.forwardsPlain = action.type === 'forward' && !this.terminates
     this.byHost = action.type === 'redirect' && !this.terminates
@@ -98,34 +95,14 @@ export class LiveRoute implements Choice, Guard {
     }
   }
 
-  /** A new context only where it would be another one: session tickets live in it, and are good for nothing else.
+  /** Answers what cannot be used.
    *  @param before the route's earlier version. */
-  setCertificate(certificate: Certificate | undefined, before?: LiveRoute): string | undefined {
-    if (!this.terminates || !certificate || (this.tls!.clientCa !== null && this.clientCa === null)) {
-      this.secureContext = null
-      return undefined
-    }
-    const options = {
-      ...certificate,
-      minVersion: this.tls!.minVersion,
-      ciphers: CIPHERS,
-      honorCipherOrder: true,
-      ...(this.clientCa === null ? {} : { ca: this.clientCa }),
-    }
-    const material = JSON.stringify(options)
-    const earlier = [this, before].find((one) => one?.secureContext && one.#material === material)
-    this.#material = material
-    if (earlier) {
-      this.secureContext = earlier.secureContext
-      return undefined
-    }
-    this.secureContext = null
-    try {
-      this.secureContext = tls.createSecureContext(options).context as object
-      return undefined
-    } catch (error) {
-      return `Cannot use the certificate: ${(error as Error).message}`
-    }
+  setCertificates(given: RouteCertificates | undefined, before: LiveRoute = this): string[] {
+    const { terminates, clientCa } = this
+    const isBare = !terminates || !given || (this.tls!.clientCa !== null && clientCa === null)
+    const rules = { minVersion: this.tls?.minVersion ?? 'TLSv1.3', clientCa }
+    this.certificates = isBare ? null : new ServedCertificates(given, rules, before.certificates)
+    return this.certificates?.problems ?? []
   }
 
   /** At most a line a second for what a client can cause as often as it likes; undefined: only counted. */
@@ -140,12 +117,6 @@ export class LiveRoute implements Choice, Guard {
     return line
   }
 }
-
-/** Of TLS 1.2 (those of 1.3 are all good): forward secrecy, and no CBC, whose padding has been an oracle again and again.
- *  Mozilla's intermediate list; within the brackets the client chooses, who knows whether it has AES in hardware. */
-const CIPHERS = ['ECDSA', 'RSA']
-  .map((kind) => `[ECDHE-${kind}-AES128-GCM-SHA256|ECDHE-${kind}-CHACHA20-POLY1305]:ECDHE-${kind}-AES256-GCM-SHA384`)
-  .join(':')
 
 /** What a LiveRoute is built from. */
 const steady = (plan: UserRoute) => ({

@@ -3,6 +3,7 @@
 import type { Socket } from 'bun'
 import { of, type Connection } from './connection.ts'
 import { secureHandlers, type Consumer, type End } from './end.ts'
+import { peekClientHello } from './peek/client-hello.ts'
 import { alpnWire, beginTls, sniOf, untrusted, type TlsWish } from './tls-client.ts'
 
 /** Shared functions, not closures. */
@@ -16,7 +17,7 @@ export function terminateTls(connection: Connection, next: Next) {
   connection.arm(connection.route!.plan.timeoutsMs.handshake, handshakeTimedOut)
   nextOf.set(connection, next)
   client.consumer = beforeHello
-  if (client.heldBytes > 0) beginHandshake(connection)
+  if (client.heldBytes > 0) heardHello(connection)
 }
 
 /** What comes after the handshake; not a field, since few connections have one. */
@@ -29,37 +30,71 @@ function handshakeTimedOut(connection: Connection) {
 const beforeHello: Consumer = {
   received(end, bytes) {
     end.hold(bytes)
-    beginHandshake(of(end))
+    heardHello(of(end))
   },
   ended(end) {
-    of(end).settle('closed_before_data')
+    of(end).settle(end.heldBytes > 0 ? 'handshake_failed' : 'closed_before_data')
   },
   drained() {},
   closed(end) {
-    of(end).settle('closed_before_data')
+    of(end).settle(end.heldBytes > 0 ? 'handshake_failed' : 'closed_before_data')
   },
 }
 
+/** Where the port alone chose the route, nobody has read the name that chooses the certificate. */
+function heardHello(connection: Connection) {
+  if (connection.route!.certificates?.byName && connection.serverName === undefined) {
+    const hello = peekClientHello(connection.client.peekHeld())
+    if (hello.verdict === 'more') return // bounded: above its limit the verdict is 'no'
+    if (hello.verdict === 'yes') connection.serverName = hello.hello.serverName
+  }
+  beginHandshake(connection)
+}
+
 function beginHandshake(connection: Connection) {
-  const { client } = connection
   const route = connection.route!
-  if (!route.secureContext) {
+  const secureContext = route.certificates?.contextFor(connection.serverName) ?? null
+  if (secureContext === 'pending') return tellPending(connection)
+  if (secureContext === null) {
     connection.log('warn', 'A handshake failed: the route has no certificate yet', { client: connection.clientIp })
     return connection.settle('handshake_failed')
   }
+  const verify = route.clientCa === null ? {} : { requestCert: true, rejectUnauthorized: true, ca: route.clientCa }
+  const problem = beginServerTls(connection, { secureContext, alpn: route.tls!.alpn, ...verify }, handshaking)
+  if (problem === undefined) return
+  connection.log('debug', `A handshake could not begin: ${problem}`, { client: connection.clientIp })
+  connection.settle('handshake_failed')
+}
+
+/** Told apart from a name that nobody serves: the client may come again. */
+function tellPending(connection: Connection) {
+  connection.client.takeHeld()
+  connection.client.send(INTERNAL_ERROR)
+  // Orderly: the alert is still on its way.
+  connection.settle('certificate_pending', true)
+}
+
+/** A fatal alert (RFC 8446 6) in a record of its own, as any version of TLS before a handshake. */
+const INTERNAL_ERROR = new Uint8Array([21, 3, 3, 0, 2, 2, 80])
+
+/** Begins the handshake as server with what is held; the consumer hears secured(). Answers why it could not begin. */
+export function beginServerTls(
+  connection: Connection,
+  { alpn, ...options }: { secureContext: object; alpn: readonly string[]; ca?: string },
+  consumer: Consumer,
+): string | undefined {
+  const { client } = connection
   const initialData = Buffer.concat(client.takeHeld())
   // The client may have said all and closed its side; then no handshake can succeed, and upgradeTLS would throw.
   client.resume()
   const raw = client.detach()!
-  client.consumer = handshaking
+  client.consumer = consumer
   client.received = client.sent = 0
-  const verify = route.clientCa === null ? {} : { requestCert: true, rejectUnauthorized: true, ca: route.clientCa }
-  const alpn = route.tls!.alpn.length > 0 ? { ALPNProtocols: alpnWire(route.tls!.alpn) } : {}
   try {
     const [tap, secure] = raw.upgradeTLS<End>({
       isServer: true,
       initialData,
-      tls: { secureContext: route.secureContext, ...alpn, ...verify },
+      tls: { ...options, ...(alpn.length > 0 ? { ALPNProtocols: alpnWire(alpn) } : {}) },
       data: client,
       socket: secureHandlers,
     })
@@ -67,10 +102,10 @@ function beginHandshake(connection: Connection) {
     tap.data = raw.data
     if (!connection.settled) client.socket = secure
     else secure.terminate()
+    return undefined
   } catch (error) {
     raw.terminate()
-    connection.log('debug', `A handshake could not begin: ${(error as Error).message}`, { client: connection.clientIp })
-    connection.settle('handshake_failed')
+    return (error as Error).message
   }
 }
 
@@ -116,7 +151,7 @@ function nameOf(socket: Socket<End> | null): string | undefined {
   return typeof name === 'string' && name !== '' ? name.toLowerCase() : undefined
 }
 
-function seen(socket: Socket<End>): NonNullable<Connection['tls']> {
+export function seen(socket: Socket<End>): NonNullable<Connection['tls']> {
   const alpn = socket.alpnProtocol
   return {
     version: socket.getTLSVersion(),

@@ -3,13 +3,24 @@ import { afterEach } from 'bun:test'
 import { readdirSync } from 'node:fs'
 import net from 'node:net'
 import { cString, native, ptr } from '../../src/base/native.ts'
-import type { DialReport, WorkerPlan } from '../../src/channel/messages.ts'
+import type { DialReport, RouteCertificates, WorkerPlan } from '../../src/channel/messages.ts'
 import type { ConnectionEvents, ConnectionRecord } from '../../src/connections/record.ts'
 import type { Limits, UserRoute } from '../../src/plan/types.ts'
 import { UserPlane, type Problem } from '../../src/user/index.ts'
 import type { Timers } from '../../src/user/timers.ts'
 
 export { ends, forward, route, target } from './routes.ts'
+
+/** One certificate for every name, or all that a worker can be told. */
+type Certified = { cert: string; key: string } | RouteCertificates
+
+export const served = (certificates: Record<string, Certified>): Record<string, RouteCertificates> =>
+  Object.fromEntries(
+    Object.entries(certificates).map(([route, one]) => [
+      route,
+      'list' in one ? one : { perName: false, list: [{ names: [], cert: [one.cert], key: [one.key] }] },
+    ]),
+  )
 
 export interface Bench {
   plane: UserPlane
@@ -24,7 +35,7 @@ export interface Bench {
   /** What the sweep ended: a mistake, in every test but its own. */
   swept: number
   /** The next plan for the same listeners. */
-  apply(routes: UserRoute[], certificates?: Record<string, { cert: string; key: string }>): Promise<Problem[]>
+  apply(routes: UserRoute[], certificates?: Record<string, Certified>): Promise<Problem[]>
   /** Resolves when n connections have settled in all; their reasons are what most tests ask for. */
   settle(n: number): Promise<ConnectionRecord[]>
 }
@@ -46,9 +57,10 @@ export async function open(
   routes: UserRoute[],
   options: {
     peek?: boolean
+    challenge?: boolean
     trusted?: string[]
-    listeners?: { routes: string[]; peek: boolean; trusted?: string[]; address?: string }[]
-    certificates?: Record<string, { cert: string; key: string }>
+    listeners?: { routes: string[]; peek: boolean; challenge?: boolean; trusted?: string[]; address?: string }[]
+    certificates?: Record<string, Certified>
     configFile?: string
     limits?: Limits
     /** Where the gateway listens, for what handlers may reach. */
@@ -58,7 +70,12 @@ export async function open(
   } = {},
 ): Promise<Bench> {
   const wanted = options.listeners ?? [
-    { routes: routes.map((one) => one.name), peek: options.peek ?? false, trusted: options.trusted },
+    {
+      routes: routes.map((one) => one.name),
+      peek: options.peek ?? false,
+      challenge: options.challenge,
+      trusted: options.trusted,
+    },
   ]
   const fds = new Map<number, number>()
   const listeners = wanted.map((one, i) => {
@@ -67,8 +84,8 @@ export async function open(
     if (fd < 0) throw new Error(`errno ${-fd}`)
     fds.set(i + 1, fd)
     const port = native().sluice_port(fd)
-    const { peek, routes, trusted = [] } = one
-    return { key: `${address}:${port}`, address, port, peek, trusted, routes, descriptor: i + 1 }
+    const { peek, challenge, routes, trusted = [] } = one
+    return { key: `${address}:${port}`, address, port, peek, challenge, trusted, routes, descriptor: i + 1 }
   })
   let wake = () => {}
   const bench = {
@@ -104,7 +121,7 @@ export async function open(
         listens: options.listens ?? [],
         limits: options.limits ?? null,
         durable: false,
-        certificates,
+        certificates: served(certificates),
       },
       sent,
     )
