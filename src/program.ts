@@ -3,6 +3,7 @@
 import { Command, Option } from 'commander'
 import { DEFAULT_SOCKET, VERSION } from './base/about.ts'
 import type { ClientOptions } from './commands/client.ts'
+import type { TopOptions } from './commands/top.ts'
 import { presentRuntime } from './modules.ts'
 
 export function makeProgram(): Command {
@@ -91,6 +92,21 @@ export function makeProgram(): Command {
     listing(name, description).action(async (options: ClientOptions) => {
       const { show } = await import('./commands/client.ts')
       process.exitCode = await show(name, options)
+    })
+
+  listing(
+    'top',
+    'watch the gateway: routes, connections, clients and targets, live; one picture where there is no terminal',
+  )
+    .option('--interval <duration>', 'how often to look (default: 1s)')
+    .option('--once', 'one picture, and end')
+    .addOption(new Option('--tab <tab>', 'what to begin with').choices(['routes', 'connections', 'clients', 'targets']))
+    .option('--route <name>', 'only this route')
+    .option('--client <address>', 'only this client; "10.0." is a beginning')
+    .option('--target <text>', 'only targets that contain it')
+    .action(async (options: TopOptions) => {
+      const { top } = await import('./commands/top.ts')
+      process.exitCode = await top(options)
     })
 
   listing('close', 'end one connection at both sides')

@@ -27,10 +27,11 @@ export async function ask(
   path: string,
   options: ClientOptions,
   body?: object,
+  signal?: AbortSignal,
 ): Promise<Response | string> {
   const socket = await socketOf(options)
   try {
-    const init = { method, unix: socket, ...(body ? { body: JSON.stringify(body) } : {}) }
+    const init = { method, unix: socket, signal, ...(body ? { body: JSON.stringify(body) } : {}) }
     return await fetch(`http://sluice${path}`, init as RequestInit)
   } catch (error) {
     const code = (error as { code?: string }).code

@@ -50,7 +50,7 @@ export function table(head: string[], rows: string[][], { width, colours }: View
     })
     return parts.join(GAP)
   }
-  const states = head.indexOf('STATE')
+  const states = head.findIndex((title) => /^STATE\b/.test(title))
   const dress = (text: string, column: number) => {
     const colour = column === states ? STATE_COLOURS[text] : undefined
     return colours && colour !== undefined ? paint(colour, text) : text
