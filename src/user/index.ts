@@ -453,9 +453,11 @@ function softLimit(): number {
   return limit > 0 ? limit : Infinity
 }
 
-/** The relay thread accepts where first bytes decide, and where at least some connections are forwarded as they are. */
+/** The relay thread accepts where first bytes decide, and where at least some connections are forwarded as they are. Not where
+ *  only a challenge is looked for: after a while nobody waits for the first bytes any more, and the thread may just then have
+ *  read them. */
 function readsBy(planned: PlannedListener, routes: readonly LiveRoute[]): Reads {
-  if (planned.peek) return 'thread'
+  if (planned.peek) return looksFor(planned, routes) === 'name' ? 'thread' : 'typescript'
   return planned.trusted.length > 0 || routes.some((route) => route.forwardsPlain) ? 'thread-when-asked' : 'typescript'
 }
 
