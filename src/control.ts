@@ -2,6 +2,7 @@
 // and carries the plan out in both planes; it never touches a byte of a client. Changes are made one at a time.
 import { isAbsolute, join, resolve } from 'node:path'
 import { DEFAULT_SOCKET, DEFAULT_STATE_DIR, VERSION } from './base/about.ts'
+import { HANDOVER_DRAIN_MS_MAX } from './base/limits.ts'
 import { native } from './base/native.ts'
 import { inTurns, turn } from './base/turns.ts'
 import { parseDuration } from './base/units.ts'
@@ -20,6 +21,7 @@ import { KernelStart } from './control/kernel-start.ts'
 import { LeastConnections } from './control/least-connections.ts'
 import { Cutting } from './control/cutting.ts'
 import { Drains, type What } from './control/drains.ts'
+import { Successor, type Predecessor } from './control/handover.ts'
 import { TargetHealth } from './control/health.ts'
 import { Listeners } from './control/listeners.ts'
 import { resolveNames } from './control/names.ts'
@@ -50,6 +52,8 @@ export interface ControlOptions {
   /** Read again by reload; also where inline handlers are found. */
   configFile?: string
   log?: Log
+  /** It hands its sockets over, and lets go of everything else when this one is ready. */
+  predecessor?: Predecessor | null
 }
 
 export class Control implements Gateway {
@@ -156,11 +160,13 @@ export class Control implements Gateway {
     }
     // Its socket first: a second gateway with the same configuration ends here, before it touches anything.
     this.#admin = new AdminServer(this.#config.admin?.socket ?? DEFAULT_SOCKET, this)
+    const { predecessor } = this.options
     try {
+      if (predecessor) await this.#takeOver(predecessor)
       await this.#admin.start()
       await this.#recall()
       await this.#resolveNames(this.#config)
-      await this.#supervisor.start()
+      if (!predecessor) await this.#supervisor.start()
       await this.#carryOutAgain()
       await this.#workerStarts()
       // A stop does not wait for a start, and resolves what the start waits for.
@@ -183,6 +189,14 @@ export class Control implements Gateway {
       listeners: this.#listeners.size,
       pid: process.pid,
     })
+  }
+
+  /** What takes long is done before the other lets go: until this one serves, clients wait in the backlog. */
+  async #takeOver(predecessor: Predecessor) {
+    this.#listeners.inherit(await predecessor.sockets())
+    await this.#supervisor.start()
+    await this.#inTime(this.#supervisor.ready)
+    await predecessor.release(VERSION)
   }
 
   /** What an earlier life has counted, and what operators had drained in it. */
@@ -481,11 +495,16 @@ export class Control implements Gateway {
 
   /** The first plan is carried out, or the start has failed. */
   async #workerStarts() {
-    const late = setTimeout(
-      () => this.#workerReady.reject(new GatewayError('Cannot start: the worker does not answer; its output says why')),
+    await this.#inTime(this.#workerReady.promise)
+  }
+
+  async #inTime(started: Promise<void>) {
+    const { promise: late, reject } = Promise.withResolvers<never>()
+    const timer = setTimeout(
+      () => reject(new GatewayError('Cannot start: the worker does not answer; its output says why')),
       WORKER_STARTS_MS_MAX,
     )
-    await this.#workerReady.promise.finally(() => clearTimeout(late))
+    await Promise.race([started, late]).finally(() => clearTimeout(timer))
   }
 
   /** Waits for the worker to have carried out all that it was told; false when it had, or does not in time. */
@@ -666,15 +685,39 @@ export class Control implements Gateway {
 
   // ---- end ----
 
-  /** Drains for graceMs (default timeouts.grace), then cuts what is left; the rules go or stay (default kernel.onStop). */
-  stop(graceMs?: number, onStop = this.#config.kernel?.onStop ?? 'remove'): Promise<void> {
-    const grace = graceMs ?? parseDuration(this.#config.timeouts?.grace ?? '5s')!
-    this.#stopping ??= this.#stop(grace, onStop).finally(() => this.#done.resolve())
-    return this.#stopping
+  /** Starts the program anew, of which there may be another version now, and hands over to it. Resolves when it is ready to go on
+   *  from here; rejects when it is not, and then nothing has changed. */
+  upgrade(): Promise<{ pid: number; version: string }> {
+    return this.#serially(async () => {
+      if (this.#stopping) throw new GatewayError('Cannot hand over: the gateway is stopping')
+      this.log('info', 'Starting the program anew, to hand over to it')
+      const successor = await Successor.start(this.#listeners.sockets())
+      this.#stopping = this.#handOver(successor).finally(() => this.#done.resolve())
+      const { pid, version } = successor
+      return { pid, version }
+    })
   }
 
-  async #stop(graceMs: number, onStop: 'keep' | 'remove') {
-    this.log('info', 'Stopping', { graceMs })
+  /** What only one can have goes at once. Connections in user space finish here. */
+  async #handOver(successor: Successor) {
+    const { pid, version } = successor
+    this.log('info', 'Handing over', { to: pid, version, connections: this.table.size })
+    this.#leaveOff()
+    await this.#kernel.stop()
+    const drained = this.#supervisor.stop(HANDOVER_DRAIN_MS_MAX)
+    this.#listeners.keep(new Set())
+    await this.#kernel.plane?.stop('keep', 0)
+    this.events.stop()
+    await this.#admin?.stop()
+    await this.#observation?.stop()
+    successor.release()
+    await drained
+    await this.#accessLog?.close()
+    this.log('info', 'Handed over; the last connection is over', { to: pid })
+  }
+
+  /** Begins nothing any more. */
+  #leaveOff() {
     this.#planned.resolve()
     this.#workerReady.resolve()
     clearInterval(this.#resolveTimer)
@@ -682,6 +725,20 @@ export class Control implements Gateway {
     this.#health.stop()
     this.#cutting.stop()
     this.#operatorDrains?.stop()
+  }
+
+  /** Drains for graceMs (default timeouts.grace), then cuts what is left; the rules go or stay (default kernel.onStop). */
+  stop(graceMs?: number, onStop = this.#config.kernel?.onStop ?? 'remove'): Promise<void> {
+    const grace = graceMs ?? parseDuration(this.#config.timeouts?.grace ?? '5s')!
+    // One that has handed over waits for its last connections, but not against the operator's will.
+    if (this.#stopping) this.#supervisor.hurry(grace)
+    this.#stopping ??= this.#stop(grace, onStop).finally(() => this.#done.resolve())
+    return this.#stopping
+  }
+
+  async #stop(graceMs: number, onStop: 'keep' | 'remove') {
+    this.log('info', 'Stopping', { graceMs })
+    this.#leaveOff()
     // Whatever is under way ends first: its outcome is undone below.
     await this.#kernel.stop()
     await this.#changing

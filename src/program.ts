@@ -130,6 +130,14 @@ export function makeProgram(): Command {
     process.exitCode = await act('POST', '/v1/reload', options)
   })
 
+  listing(
+    'upgrade',
+    'replace the running program by the one that is installed now, without refusing a connection',
+  ).action(async (options: ClientOptions) => {
+    const { upgrade } = await import('./commands/upgrade.ts')
+    process.exitCode = await upgrade(options)
+  })
+
   listing('stop', 'stop the gateway: drain for the grace period, then end').action(async (options: ClientOptions) => {
     const { act } = await import('./commands/client.ts')
     process.exitCode = await act('POST', '/v1/stop', options)

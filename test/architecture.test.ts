@@ -70,6 +70,7 @@ const EFFECTS: { effect: string; uses: RegExp; only: string[] }[] = [
       'src/config/load.ts',
       'src/control.ts',
       'src/control/supervisor.ts',
+      'src/control/handover.ts',
       'src/demo.ts',
       'src/provision/',
     ],

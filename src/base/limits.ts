@@ -370,3 +370,11 @@ export const ADMIN_FAILURES_MS = 60_000
 
 /** Addresses whose wrong tokens are remembered. Above: the one that came first is forgotten. */
 export const ADMIN_FAILURE_CLIENTS_MAX = 1000
+/** From starting a new program to its being ready to take over: what a start may take, three times. Above: it is ended, and the old one goes on. */
+export const HANDOVER_MS_MAX = 60_000
+
+/** How long the old program may take to write what it counted and to let go of the kernel's rules. Above: the new one ends. */
+export const HANDOVER_RELEASE_MS_MAX = 30_000
+
+/** How long connections in user space may go on in a program that has handed over. Above: they are cut. */
+export const HANDOVER_DRAIN_MS_MAX = 3_600_000

@@ -1,6 +1,7 @@
 // sluice run: the gateway in the foreground, with its signals.
 import { Control } from '../control.ts'
 import { GatewayError } from '../control/changes.ts'
+import { Predecessor } from '../control/handover.ts'
 import { readConfig } from './shared.ts'
 
 /** For connections in user space, which end with this life. */
@@ -14,7 +15,8 @@ export async function run(options: { config?: string; check?: boolean }): Promis
     process.stdout.write(`${read.path}: ${read.config.routes.length} routes, no problem\n`)
     return 0
   }
-  const control = new Control(read.config, { configFile: read.path })
+  const predecessor = await Predecessor.find()
+  const control = new Control(read.config, { configFile: read.path, predecessor })
   const { log } = control
   const stop = () => void control.stop()
   process.on('SIGTERM', stop)

@@ -7,6 +7,7 @@ import { cString, native, ptr } from '../base/native.ts'
 import { ANY } from '../plan/listeners.ts'
 import type { Listen, Plan, PlannedListener } from '../plan/types.ts'
 import { GatewayError } from './changes.ts'
+import type { Socket } from './handover.ts'
 import {
   overlaps,
   overlapsInKernel,
@@ -45,6 +46,8 @@ export class Listeners {
   readonly #byKey = new Map<string, Listener>()
   /** UDP ports, held by sockets that nobody reads: the kernel's rules take their packets before they would come here. */
   readonly #reserved = new Map<string, Held>()
+  /** From an earlier life, until the first plan has taken what it needs: "tcp [::]:443" → descriptor. */
+  readonly #inherited = new Map<string, number>()
   #nextTag = 1
 
   /** @param workerCloses resolves when the worker has closed what it was told to; false: there was nothing to wait for. */
@@ -52,6 +55,26 @@ export class Listeners {
 
   get size() {
     return this.#byKey.size
+  }
+
+  /** Everything that is held, for the next life. */
+  sockets(): Socket[] {
+    return [
+      ...Array.from(this.#byKey.values(), ({ key, port, fd }) => ({ key, port, fd, protocol: 'tcp' as const })),
+      ...Array.from(this.#reserved.values(), ({ key, port, fd }) => ({ key, port, fd, protocol: 'udp' as const })),
+    ]
+  }
+
+  /** What an earlier life held open: used where the plan wants the same, the rest is closed by the next keep(). */
+  inherit(sockets: Socket[]) {
+    for (const { protocol, key, fd } of sockets) this.#inherited.set(`${protocol} ${key}`, fd)
+  }
+
+  #take(protocol: Protocol, key: string): number | undefined {
+    const id = `${protocol} ${key}`
+    const fd = this.#inherited.get(id)
+    this.#inherited.delete(id)
+    return fd
   }
 
   tag(key: string): number {
@@ -69,14 +92,15 @@ export class Listeners {
     try {
       for (const { key, address, port } of listeners) {
         if (this.#byKey.has(key)) continue
-        const listener = { key, port, fd: await this.#listen(key, address, port), tag: this.#nextTag++ }
+        const fd = this.#take('tcp', key) ?? (await this.#listen(key, address, port))
+        const listener = { key, port, fd, tag: this.#nextTag++ }
         this.#byKey.set(key, listener)
         opened.listeners.push(listener)
         if (opened.listeners.length % AT_ONCE === 0) await turn()
       }
       for (const { key, address, port } of reservations) {
         if (this.#reserved.has(key)) continue
-        const held = { key, port, fd: await this.#hold(key, address, port) }
+        const held = { key, port, fd: this.#take('udp', key) ?? (await this.#hold(key, address, port)) }
         this.#reserved.set(key, held)
         opened.reservations.push(held)
         if (opened.reservations.length % AT_ONCE === 0) await turn()
@@ -182,6 +206,8 @@ export class Listeners {
       listeners: others(this.#byKey, listeners),
       reservations: others(this.#reserved, reservations),
     })
+    for (const fd of this.#inherited.values()) native().sluice_close(fd)
+    this.#inherited.clear()
   }
 }
 

@@ -41,6 +41,8 @@ export class Supervisor {
   #samples = new Map<number, (counts: Sampled['counts']) => void>()
   #nextSample = 1
   #counted: ((all: boolean) => void) | undefined
+  #stopTimer: ReturnType<typeof setTimeout> | undefined
+  readonly #ready = Promise.withResolvers<void>()
   pid: number | null = null
   uid: number | null = null
   restarts = 0
@@ -55,7 +57,8 @@ export class Supervisor {
 
   async start(): Promise<void> {
     const ends = openEnds()
-    const idPrefix = `u${Math.floor(Date.now() / 1000).toString(36)}${(this.#generation++).toString(36)}-`
+    // Two lives can begin within a second, when one hands over to the next.
+    const idPrefix = `u${Date.now().toString(36)}${(this.#generation++).toString(36)}-`
     const start: WorkerStart = { idPrefix, configFile: this.options.configFile, user: await workerUser() }
     const startedAt = performance.now()
     const child = Bun.spawn([process.execPath, ...selfArguments(), 'worker'], {
@@ -79,8 +82,16 @@ export class Supervisor {
     if (this.#challenges.generation > 0) this.#channel.send(this.#challenges)
   }
 
+  /** The first worker has started. */
+  get ready(): Promise<void> {
+    return this.#ready.promise
+  }
+
   #onMessage(message: ToControl) {
-    if (message.type === 'ready') this.uid = message.uid
+    if (message.type === 'ready') {
+      this.uid = message.uid
+      this.#ready.resolve()
+    }
     if (message.type === 'stopped') this.#stopped?.()
     if (message.type === 'swept') this.swept += message.count
     if (message.type === 'accepting') {
@@ -233,6 +244,17 @@ export class Supervisor {
     return { pid, uid, restarts, accepting, acceptPauses, descriptorsMax, swept }
   }
 
+  /** One that stops already has less time for it from now on. */
+  hurry(graceMs: number) {
+    if (this.#stopping && this.#stopped) this.#askToStop(graceMs)
+  }
+
+  #askToStop(graceMs: number) {
+    clearTimeout(this.#stopTimer)
+    this.#stopTimer = setTimeout(() => this.#stopped?.(), Math.min(graceMs + 1000, TIMER_MS_MAX))
+    this.#channel?.send({ type: 'stop', graceMs })
+  }
+
   async stop(graceMs: number): Promise<void> {
     this.#stopping = true
     clearTimeout(this.#restart)
@@ -241,10 +263,9 @@ export class Supervisor {
     if (!child || !this.#channel) return
     const { promise, resolve } = Promise.withResolvers<void>()
     this.#stopped = resolve
-    const timer = setTimeout(resolve, Math.min(graceMs + 1000, TIMER_MS_MAX))
-    this.#channel.send({ type: 'stop', graceMs })
+    this.#askToStop(graceMs)
     await promise
-    clearTimeout(timer)
+    clearTimeout(this.#stopTimer)
     this.#channel?.close()
     const killer = setTimeout(() => child.kill('SIGKILL'), 500)
     await child.exited

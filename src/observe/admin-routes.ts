@@ -27,6 +27,8 @@ export interface Gateway {
   reload(): Promise<ReloadResult>
   setRoutes(routes: unknown): Promise<ReloadResult>
   readonly events: Events
+  /** Rejects when the new program does not get ready. */
+  upgrade(): Promise<{ pid: number; version: string }>
   stop(): void
 }
 
@@ -141,6 +143,17 @@ export function adminRoutes(gateway: Gateway): AdminRoutes {
       },
     },
     '/v1/reload': { POST: async () => act(await gateway.reload()) },
+    '/v1/upgrade': {
+      POST: async (request, server) => {
+        // A program takes seconds to start on a busy machine.
+        server.timeout(request, 0)
+        try {
+          return Response.json(await gateway.upgrade(), { status: 202 })
+        } catch (error) {
+          return Response.json({ error: (error as Error).message }, { status: 409 })
+        }
+      },
+    },
     '/v1/stop': {
       POST: () => {
         gateway.stop()

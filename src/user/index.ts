@@ -395,20 +395,28 @@ export class UserPlane implements Services {
     }))
   }
 
-  /** Accepts no more and lets connections finish; cuts what is left after graceMs. Resolves when nothing remains. */
+  /** Accepts no more and lets connections finish; cuts what is left after graceMs. Resolves when nothing remains. Asked again,
+   *  it cuts at the earlier of the two times. */
   stop(graceMs: number): Promise<void> {
-    if (this.#stopped) return this.#stopped.promise
+    if (this.#stopped) {
+      this.#cutAfter(graceMs)
+      return this.#stopped.promise
+    }
     this.#stopped = Promise.withResolvers()
     for (const [key, listener] of this.#listeners) this.#unlisten(key, listener)
     this.#checks.set([])
     clearInterval(this.#acceptLook)
+    this.#cutAfter(graceMs)
+    this.left()
+    return this.#stopped.promise
+  }
+
+  #cutAfter(graceMs: number) {
     const cut = () => {
       for (const connection of [...this.table.values()]) connection.cut('drained')
     }
     if (this.table.size > 0 && graceMs > 0) this.#deadline(graceMs, cut)
     else cut()
-    this.left()
-    return this.#stopped.promise
   }
 
   #deadline(ms: number, act: () => void) {

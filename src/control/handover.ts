@@ -1,0 +1,148 @@
+// Handing over to a new program without loss: the running control process starts it, passes it every listening socket, and
+// lets go of what only one can have (kernel rules, admin socket, files) once the new one is ready to go on from there. What
+// connects meanwhile waits in the backlog; what is connected drains here. A new program that fails before changes nothing.
+import { HANDOVER_MS_MAX, HANDOVER_RELEASE_MS_MAX } from '../base/limits.ts'
+import { Channel, closeEnds, openEnds } from '../channel/channel.ts'
+import { WORKER_ENDS } from '../channel/messages.ts'
+import { selfArguments } from '../config/load.ts'
+import { GatewayError } from './changes.ts'
+
+/** Set where a program is started to take over: its ends of the channel are where a worker's would be. */
+const HANDOVER_ENVIRONMENT = 'SLUICE_HANDOVER'
+
+export interface Socket {
+  /** As Listeners knows it. */
+  key: string
+  protocol: 'tcp' | 'udp'
+  port: number
+  fd: number
+}
+
+type ToNew =
+  | { type: 'descriptors' }
+  /** All have been sent: the descriptor of each has its place in this list as tag. */
+  | { type: 'sockets'; sockets: Omit<Socket, 'fd'>[] }
+  | { type: 'released' }
+type ToOld = { type: 'ready'; version: string }
+
+/** The new program, as the old one sees it. */
+export class Successor {
+  #channel!: Channel<ToNew, ToOld>
+  readonly #ready = Promise.withResolvers<ToOld>()
+  version = ''
+
+  private constructor(private readonly child: Bun.Subprocess) {}
+
+  get pid() {
+    return this.child.pid
+  }
+
+  /** Starts it with the same arguments, and resolves when it is ready: it has read its configuration and its worker runs. Rejects when it
+   *  is not, in time; then it has ended and nothing has changed. */
+  static async start(sockets: Socket[]): Promise<Successor> {
+    const ends = openEnds()
+    const child = Bun.spawn([process.execPath, ...selfArguments(), ...commandLine()], {
+      stdio: ['inherit', 'inherit', 'inherit', ends.theirs.lines, ends.theirs.descriptors],
+      env: { ...process.env, [HANDOVER_ENVIRONMENT]: '1' },
+    })
+    closeEnds(ends.theirs)
+    const successor = new Successor(child)
+    successor.#ready.promise.catch(() => {}) // heard of below, or too late to matter
+    const fail = (why: string) => successor.#ready.reject(new GatewayError(`The new program did not take over: ${why}`))
+    successor.#channel = await Channel.open<ToNew, ToOld>(
+      ends.ours,
+      (message) => successor.#ready.resolve(message),
+      // How it ends says why; and without us it is nothing. Once it has taken over, it closes in order.
+      () => successor.version === '' && child.kill(),
+    )
+    void child.exited.then((code) => fail(`it ended with ${child.signalCode ?? `exit code ${code}`}`))
+    const late = setTimeout(() => fail(`not ready within ${HANDOVER_MS_MAX / 1000} s`), HANDOVER_MS_MAX)
+    try {
+      await successor.#channel.sendDescriptors(
+        sockets.map(({ fd }, tag) => [tag, fd]),
+        { type: 'descriptors' },
+      )
+      successor.#channel.send({
+        type: 'sockets',
+        sockets: sockets.map(({ key, protocol, port }) => ({ key, protocol, port })),
+      })
+      successor.version = (await successor.#ready.promise).version
+      return successor
+    } catch (error) {
+      child.kill('SIGKILL')
+      successor.#channel.close()
+      throw error
+    } finally {
+      clearTimeout(late)
+    }
+  }
+
+  /** It may have all that was ours. */
+  release() {
+    this.#channel.send({ type: 'released' })
+    // It lives on without us.
+    this.child.unref()
+  }
+}
+
+/** The old program, as the new one sees it. */
+export class Predecessor {
+  #channel!: Channel<ToOld, ToNew>
+  readonly #sockets = Promise.withResolvers<Omit<Socket, 'fd'>[]>()
+  readonly #released = Promise.withResolvers<void>()
+  readonly #descriptors = new Map<number, number>()
+
+  /** null: nobody hands over to this process. */
+  static async find(): Promise<Predecessor | null> {
+    if (process.env[HANDOVER_ENVIRONMENT] === undefined) return null
+    // Not for the programs that we start.
+    delete process.env[HANDOVER_ENVIRONMENT]
+    const predecessor = new Predecessor()
+    const gone = () => {
+      const error = new GatewayError('The program that was to hand over has gone')
+      predecessor.#sockets.reject(error)
+      predecessor.#released.reject(error)
+    }
+    // Each is waited for in its time only.
+    for (const { promise } of [predecessor.#sockets, predecessor.#released]) promise.catch(() => {})
+    predecessor.#channel = await Channel.open<ToOld, ToNew>(
+      WORKER_ENDS,
+      (message) => predecessor.#onMessage(message),
+      gone,
+    )
+    return predecessor
+  }
+
+  #onMessage(message: ToNew) {
+    if (message.type === 'descriptors')
+      for (const [tag, fd] of this.#channel.takeDescriptors()) this.#descriptors.set(tag, fd)
+    else if (message.type === 'sockets') this.#sockets.resolve(message.sockets)
+    else this.#released.resolve()
+  }
+
+  /** Every socket that it has. */
+  async sockets(): Promise<Socket[]> {
+    const sockets = await this.#within(this.#sockets.promise, HANDOVER_MS_MAX, 'sent no sockets')
+    return sockets.flatMap((socket, tag) => {
+      const fd = this.#descriptors.get(tag)
+      return fd === undefined ? [] : [{ ...socket, fd }]
+    })
+  }
+
+  /** Says that we can begin, and resolves when all is ours. */
+  async release(version: string): Promise<void> {
+    this.#channel.send({ type: 'ready', version })
+    await this.#within(this.#released.promise, HANDOVER_RELEASE_MS_MAX, 'does not let go')
+    // It goes its own way from here on.
+    this.#channel.close()
+  }
+
+  async #within<T>(promise: Promise<T>, ms: number, what: string): Promise<T> {
+    const { promise: late, reject } = Promise.withResolvers<never>()
+    const timer = setTimeout(() => reject(new GatewayError(`The program that was to hand over ${what}`)), ms)
+    return Promise.race([promise, late]).finally(() => clearTimeout(timer))
+  }
+}
+
+/** What this program was started with, behind its own name. */
+const commandLine = () => process.argv.slice(2)
