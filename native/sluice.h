@@ -53,6 +53,24 @@ int sluice_connect_unix(const char *path);
  * its last sign, also while data waits for its acknowledgement (there 15 s at least). The caller keeps the descriptor. */
 int sluice_keepalive(int fd, int idle_s, int interval_s, int count);
 
+/* ---- what a worker gives up (confine.c) ---- */
+
+/* Every thread of the process gives up its bounding and ambient capabilities. It waits for them, a second at most: how many did
+ * not answer, or -errno. */
+int sluice_drop_bounding(void);
+/* After the user was changed: every thread gives up all its capabilities; no new privileges, no dumps. Returns as above. */
+int sluice_drop_capabilities(void);
+/* Refuses to the whole process the system calls that no worker needs: starting programs, other processes, namespaces and
+ * mounts, the kernel, the machine. -EINVAL, -ENOSYS: this kernel has no such filter. */
+int sluice_refuse_calls(void);
+
+/* ---- service manager (notify.c) ---- */
+
+/* One datagram to a unix socket, its path with "@" first when it is abstract. A full queue is -EAGAIN. */
+int sluice_notify(const char *path, const char *text);
+/* CLOCK_MONOTONIC in microseconds, as service managers count. */
+uint64_t sluice_monotonic_us(void);
+
 /* ---- conntrack (conntrack.c) ---- */
 
 /* Bits of the conntrack mark in which the nft program keeps how a flow ended (nft/sluice.nft, chain ending). */

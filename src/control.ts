@@ -1,5 +1,6 @@
 // The control process: the wiring of the whole gateway. It turns a configuration into a plan, owns every listening socket,
 // and carries the plan out in both planes; it never touches a byte of a client. Changes are made one at a time.
+import { mkdir } from 'node:fs/promises'
 import { isAbsolute, join, resolve } from 'node:path'
 import { DEFAULT_SOCKET, DEFAULT_STATE_DIR, VERSION } from './base/about.ts'
 import { HANDOVER_DRAIN_MS_MAX } from './base/limits.ts'
@@ -201,6 +202,8 @@ export class Control implements Gateway {
 
   /** What an earlier life has counted, and what operators had drained in it. */
   async #recall() {
+    // Keys and counts: not for the worker, whoever makes a file in it first.
+    await mkdir(this.#stateDir, { recursive: true, mode: 0o700 })
     const drains = await Drains.load(join(this.#stateDir, 'drains.json'), {
       log: this.log,
       exists: (what) => this.#meant(what).length > 0,
