@@ -101,7 +101,7 @@ export function reservations(routes: Route[]): Plan['reservations'] {
 }
 
 /** Higher priority, then the narrower match: exact name, the wildcard that says more, any; told-apart clients before all; an
- *  address before none; fewer ports. A connection gets the first of these whose pattern fits its name best (user/select.ts). */
+ *  address before none; fewer ports. A connection gets the first of these whose pattern fits its name best (plan/choose.ts). */
 export function bySpecificity(routes: Route[]): Route[] {
   if (routes.length < 2) return routes
   // The keys once for each route, not for each comparison.

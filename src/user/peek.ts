@@ -1,6 +1,6 @@
 // Ports where the first bytes decide: collects them within a limit and a deadline, then chooses the route. Nothing is
 // consumed: what was read is held and goes on to the target, the TLS engine or the handler, once and first.
-import type { CloseReason } from '../connections/reasons.ts'
+import { reasonWithout, selectRoute, type FirstBytes } from '../plan/choose.ts'
 import { CHALLENGE_FIRST_BYTES_MS_MAX } from '../base/limits.ts'
 import { carry } from './carry.ts'
 import { answerChallenge } from './challenge-answer.ts'
@@ -12,7 +12,6 @@ import { peekClientHello } from './peek/client-hello.ts'
 import { peekHttpHead } from './peek/http-head.ts'
 import { peekProxyHeader } from './peek/proxy-header.ts'
 import type { LiveRoute } from './route.ts'
-import { selectRoute, type FirstBytes } from './select.ts'
 
 type Routes = readonly LiveRoute[]
 
@@ -167,13 +166,4 @@ function choose(connection: Connection, routes: Routes, first: FirstBytes, name:
   if (route.plan.action.type === 'challenge') return connection.settle('no_route')
   if (!connection.admit(route)) return
   carry(connection)
-}
-
-/** Either nobody here speaks what came, or those who do do not want this name or client. */
-function reasonWithout(routes: Routes, first: FirstBytes): CloseReason {
-  const spoken =
-    first === 'unread' ||
-    first === 'tls' ||
-    routes.some((route) => !route.needsTls && (first === 'http' || !route.byHost))
-  return spoken ? 'no_route' : 'malformed_hello'
 }

@@ -3,13 +3,13 @@
 // of targets, draining) is changed in place.
 import { ROUTE_LOG_INTERVAL_MS } from '../base/limits.ts'
 import type { RouteCertificates } from '../channel/messages.ts'
+import { choiceOf, type Choice } from '../plan/choose.ts'
 import type { UserRoute, UserTls } from '../plan/types.ts'
 import type { RefusalReason } from '../connections/reasons.ts'
 import { Balancer } from './balance.ts'
 import { ServedCertificates } from './certificates.ts'
 import { loadHandler, type LoadedHandler } from './handler-module.ts'
 import { Counters, NetworkList, Rate, type Guard } from './security.ts'
-import { narrowestOf, type Choice } from './select.ts'
 
 export class LiveRoute implements Choice, Guard {
   readonly name: string
@@ -48,17 +48,18 @@ export class LiveRoute implements Choice, Guard {
     readonly counters: Counters,
   ) {
     const { action, security } = plan
+    const choice = choiceOf(plan, new NetworkList(plan.clientIps))
     this.name = plan.name
-    this.domains = plan.domains
-    this.priority = plan.priority
-    this.narrowest = narrowestOf(plan.domains)
-    this.clients = new NetworkList(plan.clientIps)
+    this.domains = choice.domains
+    this.priority = choice.priority
+    this.narrowest = choice.narrowest
+    this.clients = choice.clients
+    this.byHost = choice.byHost
+    this.needsTls = choice.needsTls
     this.trusted = new NetworkList(plan.acceptProxyProtocol ?? [])
     this.tls = 'tls' in action ? action.tls : null
     this.terminates = this.tls !== null && this.tls.mode !== 'passthrough'
     this.forwardsPlain = action.type === 'forward' && !this.terminates
-    this.byHost = action.type === 'redirect' && !this.terminates
-    this.needsTls = this.tls !== null || (plan.domains.length > 0 && !this.byHost)
     this.rules = security
     this.allow = new NetworkList(security.allow)
     this.block = new NetworkList(security.block)

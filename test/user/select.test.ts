@@ -7,7 +7,7 @@ import type { Route } from '../../src/config/schema.ts'
 import { noFacts, plan } from '../../src/plan/plan.ts'
 import { LiveRoute } from '../../src/user/route.ts'
 import { Counters } from '../../src/user/security.ts'
-import { selectRoute, type FirstBytes } from '../../src/user/select.ts'
+import { selectRoute, type FirstBytes } from '../../src/plan/choose.ts'
 
 const byName = (name: string, domains: string | string[], more: object = {}, match: object = {}) => ({
   name,

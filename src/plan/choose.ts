@@ -1,14 +1,20 @@
 // Which route a connection gets: of those with the highest priority, the one whose pattern says most of the name; of several,
 // the first in the plan's order. Security is no part of it: a blocked client does not fall through to the next route.
 import { matchesName, narrowness } from '../base/names.ts'
-import type { NetworkList } from './security.ts'
+import type { UserRoute } from './types.ts'
+
+/** A list of clients; user/security.ts has one that is quick. */
+export interface ClientList {
+  readonly empty: boolean
+  has(ip: Uint8Array): boolean
+}
 
 export interface Choice {
   readonly priority: number
   readonly domains: readonly string[]
   /** Of its narrowest pattern. */
   readonly narrowest: number
-  readonly clients: NetworkList
+  readonly clients: ClientList
   /** The route reads HTTP and not TLS: its domains mean the Host header. */
   readonly byHost: boolean
   /** The route needs a ClientHello: TLS is terminated, or passed through by name. */
@@ -44,6 +50,29 @@ export function selectRoute<T extends Choice>(
     bestFit = fit
   }
   return best
+}
+
+/** Why a connection that gets none of them ends: either nobody here speaks what came, or those who do do not want this name or client. */
+export function reasonWithout(routes: readonly Choice[], first: FirstBytes): 'no_route' | 'malformed_hello' {
+  const spoken =
+    first === 'unread' ||
+    first === 'tls' ||
+    routes.some((route) => !route.needsTls && (first === 'http' || !route.byHost))
+  return spoken ? 'no_route' : 'malformed_hello'
+}
+
+/** What of a route says which connections are its own. */
+export function choiceOf<C extends ClientList>(user: UserRoute, clients: C): Choice & { readonly clients: C } {
+  const tls = 'tls' in user.action ? user.action.tls : null
+  const byHost = user.action.type === 'redirect' && (tls === null || tls.mode === 'passthrough')
+  return {
+    priority: user.priority,
+    domains: user.domains,
+    narrowest: narrowestOf(user.domains),
+    clients,
+    byHost,
+    needsTls: tls !== null || (user.domains.length > 0 && !byHost),
+  }
 }
 
 // ---- of thousands, those that can match ----
@@ -116,4 +145,4 @@ function fitOf(patterns: readonly string[], first: FirstBytes, name: string | un
 }
 
 /** Of a route with these patterns; without any it takes every name. */
-export const narrowestOf = (patterns: readonly string[]) => Math.max(0, ...patterns.map(narrowness))
+const narrowestOf = (patterns: readonly string[]) => Math.max(0, ...patterns.map(narrowness))
