@@ -334,8 +334,8 @@ export const STORE_SILENCE_MS = 60_000
  * reads them when it needs them. */
 export const STORE_CHANGES_MAX = 10_000
 
-/** Keys in one step of a list: a shared store serves nobody else meanwhile. */
-export const STORE_SCAN_KEYS = 500
+/** Keys in one step of a list: a shared store serves nobody else meanwhile (about 0.3 ms). */
+export const STORE_PAGE_KEYS = 500
 
 /** A gateway is taken for gone when it has not announced itself for this long; it does so three times in it. */
 export const FLEET_PRESENCE_MS = 30_000

@@ -84,12 +84,15 @@ export class FileStore implements Store {
     const path = join(this.root, keyToPath(key, 'LOCK'))
     for (let attempt = 1; attempt <= ATTEMPTS; attempt++) {
       const file = await this.#open(path)
-      const held = native().sluice_flock(file.fd)
-      if (held === 0 && (await isAt(file, path))) return this.#hold(file, path)
-      await file.close()
-      if (held === -EWOULDBLOCK) return null
-      if (held < 0) throw new Error(`Cannot lock ${path}: error ${-held} of flock`)
-      // Who had it before took the file away after it was opened here: a lock on it is none.
+      try {
+        const held = native().sluice_flock(file.fd)
+        if (held === -EWOULDBLOCK) return null
+        if (held < 0) throw new Error(`Cannot lock ${path}: error ${-held} of flock`)
+        if (await isAt(file, path)) return this.#hold(file, path)
+        // Who had it before took the file away after it was opened here: a lock on it is none.
+      } finally {
+        await file.close()
+      }
     }
     return null
   }
@@ -199,6 +202,9 @@ export class FileStore implements Store {
   }
 
   #hold(file: FileHandle, path: string): Lock {
+    // A number, because a FileHandle must not be lost: a lock may be, when nothing needs to be told when it ends.
+    const fd = native().sluice_dup(file.fd)
+    if (fd < 0) throw new Error(`Cannot lock ${path}: error ${-fd} of dup`)
     let released: Promise<void> | undefined
     const lock: Lock = {
       lost: new AbortController().signal,
@@ -208,7 +214,7 @@ export class FileStore implements Store {
           // First the name, then the lock: the other way round another's lock would lose its name.
           await rm(path, { force: true }).catch(() => {})
           await this.#removeEmpty(dirname(path))
-          await file.close().catch(() => {})
+          native().sluice_close(fd)
         })()),
     }
     this.#locks.add(lock)
