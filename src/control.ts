@@ -1,6 +1,5 @@
 // The control process: the wiring of the whole gateway. It turns a configuration into a plan, owns every listening socket,
 // and carries the plan out in both planes; it never touches a byte of a client. Changes are made one at a time.
-import { mkdir } from 'node:fs/promises'
 import { isAbsolute, join, resolve } from 'node:path'
 import { DEFAULT_SOCKET, DEFAULT_STATE_DIR, VERSION } from './base/about.ts'
 import { HANDOVER_DRAIN_MS_MAX } from './base/limits.ts'
@@ -21,11 +20,13 @@ import { changesOf, fixedChanges, GatewayError, ProblemsError } from './control/
 import { KernelStart } from './control/kernel-start.ts'
 import { LeastConnections } from './control/least-connections.ts'
 import { Cutting } from './control/cutting.ts'
+import { certificateSpecs, prepareCertificates, workerCertificates } from './control/certificates.ts'
 import { Drains, type What } from './control/drains.ts'
 import { Successor, type Predecessor } from './control/handover.ts'
 import { TargetHealth } from './control/health.ts'
 import { Listeners } from './control/listeners.ts'
 import { resolveNames } from './control/names.ts'
+import { provide } from './control/provide.ts'
 import { Observation } from './control/observation.ts'
 import { Supervisor } from './control/supervisor.ts'
 import { connectionsTo, isNamed } from './control/targets.ts'
@@ -110,7 +111,15 @@ export class Control implements Gateway {
   ) {
     this.#config = config
     this.log = options.log ?? makeLog(config.log?.level ?? 'info')
-    this.#certificates = new Certificates(this.#stateDir)
+    this.#certificates = new Certificates({
+      stateDir: this.#stateDir,
+      openAcme: null,
+      provide,
+      log: this.log,
+      event: (event) => this.events.certificate(event),
+      changed: (routes) =>
+        void this.#updateCertificates(new Set(routes)).catch((error: Error) => this.log('error', error.message)),
+    })
     this.#facts = noFacts(config.kernel?.markBase ?? DEFAULT_MARK_BASE, programVersion)
     this.#supervisor = new Supervisor({
       configFile: options.configFile,
@@ -202,8 +211,6 @@ export class Control implements Gateway {
 
   /** What an earlier life has counted, and what operators had drained in it. */
   async #recall() {
-    // Keys and counts: not for the worker, whoever makes a file in it first.
-    await mkdir(this.#stateDir, { recursive: true, mode: 0o700 })
     const drains = await Drains.load(join(this.#stateDir, 'drains.json'), {
       log: this.log,
       exists: (what) => this.#meant(what).length > 0,
@@ -227,6 +234,7 @@ export class Control implements Gateway {
       drains,
       health: (route, endpoint) => this.#health.of(route, endpoint),
       worker: () => this.#supervisor.view,
+      certificates: this.#certificates,
       refresh: () => this.#refresh(),
       count: () => this.#supervisor.count(),
     })
@@ -304,7 +312,8 @@ export class Control implements Gateway {
         `Route "${notKernel.name}" demands forwardingEngine 'nftables', and the kernel cannot carry it: ${notKernel.reason}`,
       )
 
-    const certificates = await this.#prepareCertificates(config, next)
+    const specs = certificateSpecs(config, next)
+    await prepareCertificates(this.#certificates, specs)
     const routes = await readAuthorities(next.routes.map((route) => route.user))
     await this.#listeners.checkRanges(listensOf(next), listensOf(before))
     const opened = await this.#listeners.open(next.listeners, next.reservations)
@@ -332,11 +341,12 @@ export class Control implements Gateway {
       listens: listensOf(next).filter((listen) => listen.protocol === 'tcp'),
       limits: next.limits,
       durable: this.#accessLog?.durable ?? false,
-      certificates,
+      certificates: workerCertificates(this.#certificates, specs),
     }
     const wanted = new Set(next.listeners.map((listener) => listener.key))
     await this.#supervisor.apply(workerPlan, this.#listeners.descriptors(wanted))
     this.#listeners.keep(wanted, new Set(next.reservations.map((reservation) => reservation.key)))
+    this.#certificates.follow(specs)
     this.#leastConnections.follow(next.routes)
     this.#health.follow(configuredRoutes(config), next.routes)
     // What goes elsewhere does so first: a client that is cut and comes back at once must not meet the old target.
@@ -379,30 +389,13 @@ export class Control implements Gateway {
     return applied
   }
 
-  async #prepareCertificates(config: Config, plan: Plan): Promise<WorkerPlan['certificates']> {
-    const specs = config.routes.flatMap((route) => {
-      const tls = 'tls' in route.action ? route.action.tls : undefined
-      if (!tls || tls.mode === 'passthrough' || !plan.routes.some((planned) => planned.name === route.name)) return []
-      const names = [route.match.domains ?? []].flat().filter((name) => name !== '*')
-      const certificate = tls.certificate as 'self-signed' | { cert: string; key: string }
-      return [{ route: route.name, names: names.length ? names : ['localhost'], certificate }]
+  /** Of routes whose certificates are others now; connections keep what they began with. */
+  #updateCertificates(routes: ReadonlySet<string>): Promise<void> {
+    return this.#serially(async () => {
+      if (this.#stopping) return
+      const specs = certificateSpecs(this.#config, this.#plan)
+      await this.#supervisor.updateCertificates(workerCertificates(this.#certificates, specs, routes))
     })
-    if (specs.length === 0) return {}
-    const { certificates, problems } = await this.#certificates.prepare(specs)
-    if (problems.length > 0)
-      throw new ProblemsError(
-        problems.map(({ route, message }) => ({
-          path: `routes.${route}.action.tls.certificate`,
-          message,
-          remedy: 'mend the files, or use "self-signed"',
-        })),
-      )
-    return Object.fromEntries(
-      [...certificates].map(([route, { names, cert, key }]) => [
-        route,
-        { perName: false, list: [{ names, cert: [cert], key: [key] }] },
-      ]),
-    )
   }
 
   // ---- what operators drain ----
@@ -591,6 +584,21 @@ export class Control implements Gateway {
   async drains() {
     await this.#planned.promise
     return this.#operatorDrains!.views()
+  }
+
+  async certificates() {
+    await this.#planned.promise
+    return this.#certificates.views()
+  }
+
+  async authority() {
+    await this.#planned.promise
+    return this.#certificates.authorityView()
+  }
+
+  async renewCertificate(name: string) {
+    await this.#planned.promise
+    return this.#certificates.renew(name)
   }
 
   async metrics() {

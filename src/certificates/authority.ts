@@ -90,6 +90,11 @@ export class LocalAuthority {
     return issued
   }
 
+  /** The next certificate for these names is a new one. */
+  forget(names: string[]) {
+    this.#issued.delete(nameSet(names).join(' '))
+  }
+
   /** A failed one is not fresh: the next call tries again. */
   async #isFresh(issued: Promise<Issued>): Promise<boolean> {
     const left = await issued.then(

@@ -1,79 +1,330 @@
-// Front door of the certificates: from what the routes ask for to the PEM texts their workers get.
+// Front door of the certificates: from what the routes ask for to the PEM texts their workers get, kept good while the gateway
+// runs, wherever they come from.
 import { hostname } from 'node:os'
-import { join } from 'node:path'
+import { CERTIFICATE_LOOK_MS, PROVIDERS_AT_ONCE_MAX } from '../base/limits.ts'
+import type { RouteCertificates } from '../channel/messages.ts'
+import type { Certificate } from '../config/schema.ts'
 import { LocalAuthority } from './authority.ts'
-import { loadCertificate, type CertificateFiles } from './files.ts'
+import { AutoSource, type Automatic } from './auto-source.ts'
+import { FileSource } from './file-source.ts'
+import { ModuleSource, type Provide } from './module-source.ts'
 import { certificateName } from './names.ts'
+import { OwnSource } from './own-source.ts'
+import { endOf, routeCertificates } from './pair.ts'
+import { atOnce } from './queue.ts'
+import { wordsOf, type Source, type SourceHooks } from './source.ts'
+import { authorityDirectory, authorityView, type AuthorityView } from './trust.ts'
+import { certificateView, concernOf, type CertificateView } from './status.ts'
+import type { CertificateEvent } from './types.ts'
+import { Directories } from './watch.ts'
 
 export { LocalAuthority, type Issued } from './authority.ts'
-export { loadCertificate, type CertificateFiles, type LoadedCertificate } from './files.ts'
+export type { Automatic } from './auto-source.ts'
+export { loadCertificates, type CertificateFiles, type LoadedCertificates } from './files.ts'
+export type { Provide, ProviderAnswer } from './module-source.ts'
+export type { CertificateView } from './status.ts'
+export { authorityDirectory, authorityView, type AuthorityView } from './trust.ts'
+export type * from './types.ts'
 
 export interface CertificateSpec {
   route: string
-  /** The route's domains; for 'self-signed' the names it is made for. */
+  /** The route's domains, in lower case; none: any. */
   names: string[]
-  certificate: 'self-signed' | CertificateFiles
-}
-
-export interface Prepared {
-  cert: string
-  key: string
-  names: string[]
-  notAfter: Date
+  certificate: Certificate
 }
 
 export interface Preparation {
-  /** By route; routes with a problem are missing. */
-  certificates: Map<string, Prepared>
+  /** Empty: everything can be carried out. */
   problems: { route: string; message: string }[]
 }
 
-export class Certificates {
-  #directory: string
-  #now: () => number
-  #authority: Promise<LocalAuthority> | undefined
+/** What ACME tells of a name: it has another certificate, or something happened to it. */
+export interface AcmeHooks {
+  changed(name: string): void
+  event(event: CertificateEvent): void
+}
 
-  /** Everything kept on disk is below `stateDir`/authority, which is made when the first route needs it. */
-  constructor(stateDir: string, now: () => number = Date.now) {
-    this.#directory = join(stateDir, 'authority')
-    this.#now = now
+export type RenewAnswer =
+  { ok: true; certificates: CertificateView[] } | { ok: false; status: 404 | 409 | 502; error: string }
+
+export interface CertificatesOptions {
+  /** Everything kept on disk by the local authority is below `stateDir`/authority, made when the first route needs it. */
+  stateDir: string
+  /** null: there are no automatic certificates. Called at most once, when the first name needs it. */
+  openAcme: ((hooks: AcmeHooks) => Automatic) | null
+  /** Asks a certificate module. */
+  provide: Provide
+  log(level: 'info' | 'warn' | 'error', message: string, fields?: Record<string, unknown>): void
+  event(event: CertificateEvent): void
+  /** These routes can show something else now. */
+  changed(routes: string[]): void
+  now?: () => number
+  lookEveryMs?: number
+}
+
+/** One that several routes ask for is one source. */
+interface Entry {
+  source: Source
+  /** Domain names that its routes ask it for, by route. */
+  wanted: Map<string, string[]>
+}
+
+export class Certificates {
+  readonly #options: CertificatesOptions
+  readonly #now: () => number
+  readonly #directories = new Directories()
+  readonly #provide: Provide
+  #authority: Promise<LocalAuthority> | undefined
+  #acme: Automatic | undefined
+  #acmeNames = ''
+  /** By what they are of; all of them followed. */
+  #entries = new Map<string, Entry>()
+  /** Loaded for a configuration that is not followed yet, and may never be. */
+  #prepared = new Map<string, Source>()
+  #routes = new Map<string, { perName: boolean; keys: string[] }>()
+  #timer: ReturnType<typeof setInterval> | undefined
+  /** Events so far, by what they tell. */
+  readonly counts: Record<CertificateEvent['what'], number> = {
+    issued: 0,
+    renewed: 0,
+    failed: 0,
+    expiring: 0,
+    replaced: 0,
+  }
+  /** What was said of a certificate that runs out: once each. */
+  readonly #said = new WeakMap<Source, string>()
+  readonly #hooks: SourceHooks = {
+    now: () => this.#now(),
+    changed: (source) => this.#changed(source),
+    event: (event) => this.#event(event),
+  }
+
+  constructor(options: CertificatesOptions) {
+    this.#options = options
+    this.#now = options.now ?? Date.now
+    this.#provide = atOnce(PROVIDERS_AT_ONCE_MAX, options.provide)
+  }
+
+  get #authorityDirectory(): string {
+    return authorityDirectory(this.#options.stateDir)
   }
 
   /** The local authority, made on first use. A failure is not remembered: the next call tries again. */
   authority(): Promise<LocalAuthority> {
-    return (this.#authority ??= LocalAuthority.open(this.#directory, this.#now).catch((cause) => {
+    return (this.#authority ??= LocalAuthority.open(this.#authorityDirectory, this.#now).catch((cause) => {
       this.#authority = undefined
       throw cause
     }))
   }
 
-  /** Never throws for a route: one wrong file must not take the others' certificates away. */
+  /** null: no route asks for one of its certificates, and none is made to answer this. */
+  async authorityView(): Promise<AuthorityView | null> {
+    if (!this.#authority) return null
+    const { certificate, notAfter } = await this.#authority
+    return authorityView(this.#authorityDirectory, certificate, notAfter)
+  }
+
+  // ---- a configuration: first prepared, then followed ----
+
+  /** Loads what the routes need before they are carried out. Never throws for a route: one wrong file must not hide the next. */
   async prepare(specs: CertificateSpec[]): Promise<Preparation> {
-    const certificates: Preparation['certificates'] = new Map()
+    for (const source of this.#prepared.values()) source.stop()
+    this.#prepared = new Map()
     const problems: Preparation['problems'] = []
     for (const spec of specs) {
       try {
-        certificates.set(spec.route, await this.#one(spec))
+        for (const [key, make] of this.#sourcesOf(spec)) {
+          if (this.#entries.has(key) || this.#prepared.has(key)) continue
+          const source = make()
+          await source.load()
+          this.#prepared.set(key, source)
+        }
       } catch (cause) {
-        problems.push({ route: spec.route, message: (cause as Error).message })
+        problems.push({ route: spec.route, message: wordsOf(cause) })
       }
     }
-    return { certificates, problems }
+    return { problems }
   }
 
-  async #one({ names, certificate }: CertificateSpec): Promise<Prepared> {
-    if (certificate !== 'self-signed') return loadCertificate(certificate, this.#now())
-    const wanted = selfSignedNames(names)
-    const authority = await this.authority()
-    return { ...(await authority.issue(wanted)), names: wanted }
+  /** From now on these and no others; they have been prepared. Watches, timers and orders begin: call it when ports listen. */
+  follow(specs: CertificateSpec[]): void {
+    const before = this.#entries
+    this.#entries = new Map()
+    this.#routes = new Map()
+    for (const spec of specs) {
+      const sources = this.#sourcesOf(spec)
+      for (const [key, make] of sources) {
+        let entry = this.#entries.get(key)
+        if (!entry) {
+          const source = before.get(key)?.source ?? this.#prepared.get(key) ?? make()
+          this.#entries.set(key, (entry = { source, wanted: new Map() }))
+        }
+        const own = entry.source.kind === 'auto' || entry.source.kind === 'module' ? [entry.source.name] : spec.names
+        entry.wanted.set(spec.route, [...(entry.wanted.get(spec.route) ?? []), ...own])
+      }
+      this.#routes.set(spec.route, { perName: isPerName(spec), keys: sources.map(([key]) => key) })
+    }
+    for (const [key, { source }] of before) if (!this.#entries.has(key)) source.stop()
+    for (const [key, { source }] of this.#entries) if (!before.has(key)) source.follow()
+    for (const [key, source] of this.#prepared) if (!this.#entries.has(key)) source.stop()
+    this.#prepared = new Map()
+    this.#followAcme()
+    for (const { source } of this.#entries.values()) this.#concern(source)
+    this.#timer ??= setInterval(() => this.look(), this.#options.lookEveryMs ?? CERTIFICATE_LOOK_MS)
+  }
+
+  /** Every source looks whether there is something to do. */
+  look() {
+    for (const { source } of this.#entries.values()) {
+      source.look().catch((error: Error) => this.#options.log('error', error.message))
+      this.#concern(source)
+    }
+  }
+
+  async stop(): Promise<void> {
+    clearInterval(this.#timer)
+    for (const { source } of this.#entries.values()) source.stop()
+    for (const source of this.#prepared.values()) source.stop()
+    this.#entries = new Map()
+    this.#prepared = new Map()
+    await this.#acme?.stop()
+  }
+
+  // ---- what there is ----
+
+  /** Also of what is prepared and not followed yet: a plan carries it. */
+  of(spec: CertificateSpec): RouteCertificates {
+    const perName = isPerName(spec)
+    const list = this.#sourcesOf(spec).flatMap(([key]) => {
+      const source = this.#entries.get(key)?.source ?? this.#prepared.get(key)
+      const pairs = source?.pairs ?? []
+      if (!perName) return routeCertificates(pairs)
+      if (pairs.length === 0) return []
+      return [{ names: [source!.name], cert: pairs.map((pair) => pair.cert), key: pairs.map((pair) => pair.key) }]
+    })
+    return { perName, list }
+  }
+
+  views(): CertificateView[] {
+    return [...this.#entries.values()].map((entry) => this.#view(entry))
+  }
+
+  /** Now, whatever the schedule: files are read again, others are made or asked for. */
+  async renew(name: string): Promise<RenewAnswer> {
+    const entries = this.#named(name.toLowerCase())
+    if (entries.length === 0) return { ok: false, status: 404, error: `there is no certificate ${name}` }
+    const results = await Promise.allSettled(entries.map(({ source }) => source.renew()))
+    const errors = results.flatMap((result) => (result.status === 'rejected' ? [wordsOf(result.reason)] : []))
+    if (errors.length > 0) return { ok: false, status: 502, error: errors.join('; ') }
+    return { ok: true, certificates: entries.map((entry) => this.#view(entry)) }
+  }
+
+  /** Those of that name, or else those that are for it among others. */
+  #named(name: string): Entry[] {
+    const entries = [...this.#entries.values()]
+    const named = entries.filter(({ source }) => source.name.toLowerCase() === name)
+    if (named.length > 0) return named
+    return entries.filter(({ source }) => source.pairs.some((pair) => pair.names.includes(name)))
+  }
+
+  #view({ source, wanted }: Entry): CertificateView {
+    return certificateView(source, [...wanted.keys()], [...new Set([...wanted.values()].flat())], this.#now())
+  }
+
+  // ---- sources ----
+
+  /** What a route asks for, by keys under which equal ones are the same. Throws when it cannot be had at all. */
+  #sourcesOf({ names, certificate }: CertificateSpec): [key: string, make: () => Source][] {
+    if (certificate === 'self-signed') {
+      const own = selfSignedNames(names)
+      return [[`own ${own.join(' ')}`, () => new OwnSource(own, () => this.authority(), this.#hooks)]]
+    }
+    if (certificate === 'auto') return names.map((name) => [`auto ${name}`, () => this.#automatic(name)])
+    if ('cert' in certificate) {
+      const { cert, key } = certificate
+      return [[JSON.stringify([cert, key]), () => new FileSource(certificate, this.#directories, this.#hooks)]]
+    }
+    const asked = names.filter((name) => certificateName(name) !== undefined)
+    if (asked.length === 0 || asked.length < names.length)
+      throw new Error(
+        'a certificate module is asked by name: give the route domains, each an exact name or "*.example.com"',
+      )
+    const hooks = { ...this.#hooks, provide: this.#provide, automatic: (name: string) => this.#automatic(name) }
+    const { module } = certificate
+    return asked.map((name) => [`module ${module} ${name}`, () => new ModuleSource(module, name, hooks)])
+  }
+
+  #automatic(name: string): AutoSource {
+    const { openAcme } = this.#options
+    if (!openAcme) throw new Error(`Cannot issue a certificate for ${name}: acme is not configured`)
+    if (name.startsWith('*')) throw new Error(`Cannot issue a certificate for ${name}: DNS-01 is not offered`)
+    this.#acme ??= openAcme({ changed: (changed) => this.#issued(changed), event: (event) => this.#event(event) })
+    return new AutoSource(name, this.#acme, this.#now)
+  }
+
+  /** Told only when they are others: it looks at each. */
+  #followAcme() {
+    const names = [...this.#entries.values()].flatMap(({ source }) => (isAutomatic(source) ? [source.name] : []))
+    const wanted = [...new Set(names)].sort()
+    if (wanted.join() === this.#acmeNames) return
+    this.#acmeNames = wanted.join()
+    this.#acme?.follow(wanted)
+  }
+
+  #issued(name: string) {
+    for (const { source } of this.#entries.values())
+      if (source.name === name && isAutomatic(source)) this.#changed(source)
+  }
+
+  #changed(source: Source) {
+    const found = [...this.#entries.values()].find((entry) => entry.source === source)
+    if (!found) return
+    this.#followAcme()
+    this.#concern(source)
+    this.#options.changed([...found.wanted.keys()])
+  }
+
+  // ---- what is said ----
+
+  #event(event: CertificateEvent) {
+    const { name, source, what, error, notAfter, nextAttemptAt } = event
+    const words = `Certificate ${name} (${source}): ${what}${error === undefined ? '' : `: ${error}`}`
+    this.#options.log(what === 'failed' ? 'error' : what === 'expiring' ? 'warn' : 'info', words, {
+      ...(notAfter ? { notAfter } : {}),
+      ...(nextAttemptAt ? { nextAttemptAt } : {}),
+    })
+    this.#tell(event)
+  }
+
+  #tell(event: CertificateEvent) {
+    this.counts[event.what]++
+    this.#options.event(event)
+  }
+
+  /** Of one that is running out, or over: once, and once more when it is over. */
+  #concern(source: Source) {
+    const concern = concernOf(source, this.#now())
+    const said = concern && `${concern.level} ${source.pairs.map(({ serialNumber }) => serialNumber).join()}`
+    if (said === undefined || this.#said.get(source) === said) return
+    this.#said.set(source, said)
+    const { name, kind } = source
+    const notAfter = new Date(endOf(source.pairs)).toISOString()
+    this.#options.log(concern!.level, `Certificate ${name} (${kind}): ${concern!.words}`)
+    this.#tell({ name, source: kind, what: 'expiring', notAfter, error: concern!.words })
   }
 }
 
-/** Of a route's domains those that a certificate can carry. A route for every name ("*", or no domains), or for patterns that
- *  no certificate knows ("example.*"), gets those the machine itself has. */
+const isPerName = ({ certificate }: CertificateSpec) =>
+  certificate === 'auto' || (typeof certificate === 'object' && 'module' in certificate)
+
+const isAutomatic = (source: Source) =>
+  source.kind === 'auto' || (source instanceof ModuleSource && source.automatic !== undefined)
+
+/** Of a route's domains those that a certificate can carry, sorted. A route for every name ("*", or no domains), or for patterns
+ *  that no certificate knows ("example.*"), gets those the machine itself has. */
 function selfSignedNames(domains: string[]): string[] {
   const names = domains.filter((name) => certificateName(name) !== undefined)
-  if (names.length) return names
+  if (names.length) return [...new Set(names)].sort()
   const own = hostname()
   return ['localhost', ...(certificateName(own) ? [own] : []), '127.0.0.1', '::1']
 }

@@ -61,29 +61,40 @@ function parseJson(text: string): unknown {
 
 async function evaluate(path: string): Promise<unknown> {
   await access(path)
-  const child = Bun.spawn([process.execPath, ...selfArguments(), 'evaluate', path], {
+  const limits = { msMax: EVALUATE_MS_MAX, bytesMax: FILE_BYTES_MAX }
+  return JSON.parse(await runChild(['evaluate', path], { cwd: dirname(path), ...limits }))
+}
+
+/** What this program prints when it is run with these arguments, in a process of its own that ends in any case. */
+export async function runChild(
+  args: string[],
+  { cwd, msMax, bytesMax, signal }: { cwd: string; msMax: number; bytesMax: number; signal?: AbortSignal },
+): Promise<string> {
+  const child = Bun.spawn([process.execPath, ...selfArguments(), ...args], {
     stdio: ['ignore', 'pipe', 'pipe'],
-    cwd: dirname(path),
+    cwd,
+    ...(signal ? { signal, killSignal: 'SIGKILL' } : {}),
   })
-  const deadline = setTimeout(() => child.kill('SIGKILL'), EVALUATE_MS_MAX)
+  const deadline = setTimeout(() => child.kill('SIGKILL'), msMax)
   try {
-    const [out, err] = await Promise.all([limited(child.stdout), limited(child.stderr)])
+    const [out, err] = await Promise.all([limited(child.stdout, bytesMax), limited(child.stderr, bytesMax)])
     const code = await child.exited
-    if (child.signalCode === 'SIGKILL') throw new Error(`did not return within ${EVALUATE_MS_MAX / 1000} s`)
+    if (signal?.aborted) throw new Error('was not waited for')
+    if (child.signalCode === 'SIGKILL') throw new Error(`did not return within ${msMax / 1000} s`)
     if (code !== 0) throw new Error(err.trim() || `ended with exit code ${code}`)
-    return JSON.parse(out)
+    return out
   } finally {
     clearTimeout(deadline)
     child.kill('SIGKILL')
   }
 }
 
-async function limited(stream: ReadableStream<Uint8Array>): Promise<string> {
+async function limited(stream: ReadableStream<Uint8Array>, bytesMax: number): Promise<string> {
   const parts: Uint8Array[] = []
   let bytes = 0
   for await (const part of stream) {
     bytes += part.length
-    if (bytes > FILE_BYTES_MAX) throw new Error(`printed more than ${FILE_BYTES_MAX} bytes`)
+    if (bytes > bytesMax) throw new Error(`printed more than ${bytesMax} bytes`)
     parts.push(part)
   }
   return Buffer.concat(parts).toString()

@@ -7,7 +7,7 @@ import { CapacityWatch, type Capacity, type KernelPlane } from '../kernel/index.
 import type { AccessLog } from '../observe/access-log.ts'
 import type { Exposition, TargetView } from '../observe/admin.ts'
 import type { Log } from '../observe/log.ts'
-import { Metrics, type WorkerView } from '../observe/metrics.ts'
+import { Metrics, type CertificateSource, type WorkerView } from '../observe/metrics.ts'
 import { OpenReports } from '../observe/open.ts'
 import { RefusalLog } from '../observe/refusals.ts'
 import type { PlannedRoute } from '../plan/types.ts'
@@ -30,6 +30,7 @@ export interface Observed {
   /** undefined: it is not watched. */
   health(route: string, endpoint: string): EndpointHealth | undefined
   worker(): WorkerView
+  certificates: CertificateSource
   /** Counts of live connections are as new as they can be when it resolves. */
   refresh(): Promise<void>
   /** Counts of live proxied connections are in the table when it resolves; false: the worker does not answer. */
@@ -130,7 +131,7 @@ export class Observation {
   }
 
   #sources() {
-    const { table, routes, kernel, accessLog, worker } = this.observed
+    const { table, routes, kernel, accessLog, worker, certificates } = this.observed
     return {
       version: VERSION,
       *routes() {
@@ -153,6 +154,7 @@ export class Observation {
       anomalies: () => table.anomalies,
       worker,
       accessLogDropped: () => accessLog?.dropped ?? 0,
+      certificates,
     }
   }
 }

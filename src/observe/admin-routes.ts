@@ -3,6 +3,7 @@
 import type { BunRequest, Server } from 'bun'
 import { CLIENTS_LISTED_MAX } from '../base/limits.ts'
 import { turn } from '../base/turns.ts'
+import type { AuthorityView, CertificateView, RenewAnswer } from '../certificates/index.ts'
 import type { Problem } from '../config/check.ts'
 import type { ClientView } from '../connections/clients.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
@@ -23,6 +24,10 @@ export interface Gateway {
   /** @param request a DrainRequest, as it came: it is checked there. */
   drain(request: unknown): Promise<DrainAnswer>
   drains(): Promise<DrainView[]>
+  certificates(): Promise<CertificateView[]>
+  /** null: no route uses the local authority. */
+  authority(): Promise<AuthorityView | null>
+  renewCertificate(name: string): Promise<RenewAnswer>
   metrics(): Promise<Exposition>
   reload(): Promise<ReloadResult>
   setRoutes(routes: unknown): Promise<ReloadResult>
@@ -97,6 +102,25 @@ export function adminRoutes(gateway: Gateway): AdminRoutes {
       },
     },
     '/v1/targets': { GET: async () => Response.json({ targets: await gateway.targets() }) },
+    '/v1/certificates': { GET: async () => Response.json({ certificates: await gateway.certificates() }) },
+    '/v1/certificates/authority': {
+      GET: async () => {
+        const authority = await gateway.authority()
+        return authority
+          ? Response.json(authority)
+          : Response.json({ error: 'no route uses the local authority' }, { status: 404 })
+      },
+    },
+    '/v1/certificates/:name/renew': {
+      POST: async (request, server) => {
+        // A CA and a module take their time; each has its own deadline.
+        server.timeout(request, 0)
+        const answer = await gateway.renewCertificate(request.params.name!)
+        return answer.ok
+          ? Response.json({ certificates: answer.certificates })
+          : Response.json({ error: answer.error }, { status: answer.status })
+      },
+    },
     '/v1/drains': { GET: async () => Response.json({ drains: await gateway.drains() }) },
     '/v1/drain': {
       POST: async (request) => {

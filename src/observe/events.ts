@@ -8,6 +8,7 @@ import {
   EVENT_SUBSCRIBERS_MAX,
 } from '../base/limits.ts'
 import { inTurns } from '../base/turns.ts'
+import type { CertificateEvent } from '../certificates/index.ts'
 import type { HealthChange } from '../connections/health.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { RefusalReason } from '../connections/reasons.ts'
@@ -17,7 +18,7 @@ import { RefusalLog } from './refusals.ts'
 /** About 5 ms. */
 const ROUTES_PER_TURN = 500
 
-export type EventName = 'opened' | 'changed' | 'closed' | 'refused' | 'route' | 'target' | 'lost'
+export type EventName = 'opened' | 'changed' | 'closed' | 'refused' | 'route' | 'target' | 'certificate' | 'lost'
 
 export interface RouteNow {
   name: string
@@ -69,6 +70,11 @@ export class Events implements ConnectionObserver {
 
   target({ route, endpoint, up, why }: HealthChange) {
     if (this.wanted) this.#publish('target', route, { route, target: endpoint, up, why })
+  }
+
+  /** Of every route: who listens to one route hears nothing of it. */
+  certificate(event: CertificateEvent) {
+    if (this.wanted) this.#publish('certificate', '', event)
   }
 
   /** Where a route is carried follows from much: it is looked at, as long as somebody listens. */

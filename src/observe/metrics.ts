@@ -3,6 +3,7 @@
 // number of series is bounded by what an operator wrote.
 import { readdir, readFile } from 'node:fs/promises'
 import { Histogram, Registry } from 'prom-client'
+import type { CertificateEvent, CertificateView } from '../certificates/index.ts'
 import { refusals, type CloseReason, type RefusalReason } from '../connections/reasons.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { RouteTotals } from '../connections/table.ts'
@@ -24,6 +25,14 @@ export interface MetricSources {
   anomalies(): number
   worker(): WorkerView
   accessLogDropped(): number
+  certificates: CertificateSource
+}
+
+/** Of these only what has a certificate to show has a series. */
+export interface CertificateSource {
+  views(): Iterable<Pick<CertificateView, 'name' | 'source' | 'expiresInSeconds'>>
+  /** Events so far. */
+  counts: Readonly<Record<CertificateEvent['what'], number>>
 }
 
 export interface WorkerView {
@@ -275,6 +284,16 @@ function familiesOf(sources: MetricSources): Family[] {
   counter('sluice_access_log_dropped_total', 'Lines that the destination of the access log did not take in time', () =>
     one(sources.accessLogDropped()),
   )
+  gauge(
+    'sluice_certificate_expiry_seconds',
+    'Seconds until the certificate expires; negative when it has expired',
+    () => expiries(sources.certificates),
+  )
+  counter(
+    'sluice_certificate_events_total',
+    'Certificates issued, renewed, replaced, expiring, and attempts failed',
+    () => Object.entries(sources.certificates.counts).map(([what, value]) => sample({ what }, value)),
+  )
   gauge('sluice_build_info', 'Always 1; the label has the version', () => one(1, { version: sources.version }))
 
   // Of this process, in the names that every client library has. Not the library's own: those read files synchronously.
@@ -325,6 +344,17 @@ function* refused(sources: MetricSources): Generator<Value> {
       for (const [reason, value] of countsOf<RefusalReason>(mode === 'enforce' ? totals.refused : totals.observed))
         if (reason in refusals) yield sample({ route, reason, mode }, value)
   }
+}
+
+/** Two certificates may share their first name: the one that expires first is the one to hear of. */
+function* expiries(certificates: CertificateSource): Generator<Value> {
+  const first = new Map<string, { labels: Labels; seconds: number }>()
+  for (const { name, source, expiresInSeconds: seconds } of certificates.views()) {
+    if (seconds === undefined) continue
+    const known = first.get(`${source} ${name}`)
+    if (!known || seconds < known.seconds) first.set(`${source} ${name}`, { labels: { name, source }, seconds })
+  }
+  for (const { labels, seconds } of first.values()) yield sample(labels, seconds)
 }
 
 const countsOf = <Key extends string>(counts: Partial<Record<Key, number>>) => Object.entries(counts) as [Key, number][]

@@ -3,7 +3,9 @@ import { beforeAll, afterAll, describe, expect, test } from 'bun:test'
 import { X509Certificate } from 'node:crypto'
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
-import { Certificates, loadCertificate } from '../../src/certificates/index.ts'
+import { loadCertificates } from '../../src/certificates/index.ts'
+import type { CertificateFiles } from '../../src/certificates/files.ts'
+import { routeCertificates, type Pair } from '../../src/certificates/pair.ts'
 import { CERTIFICATE_FILE_BYTES_MAX } from '../../src/base/limits.ts'
 import { hasOpenssl, openssl, run, temporaryDirectory } from './tools.ts'
 
@@ -15,11 +17,12 @@ const write = async (name: string, ...files: string[]) => {
   await Bun.write(at(name), (await Promise.all(files.map(text))).join(''))
   return at(name)
 }
-const problem = (cert: string, key: string, now?: number) =>
-  loadCertificate({ cert: at(cert), key: at(key) }, now).then(
+const problem = (cert: string, key: string) =>
+  loadCertificates({ cert: at(cert), key: at(key) }).then(
     () => 'no problem',
     (cause: Error) => cause.message.replaceAll(directory.path + '/', ''),
   )
+const first = async (files: CertificateFiles) => (await loadCertificates(files)).pairs[0]!
 const subjects = (chain: string) =>
   [...chain.matchAll(/-----BEGIN[^]+?END CERTIFICATE-----/g)].map(([pem]) => new X509Certificate(pem).subject)
 
@@ -50,9 +53,13 @@ afterAll(() => directory?.[Symbol.asyncDispose]())
 describe.skipIf(!hasOpenssl)('good files', () => {
   test('give the chain, the key, the names and the end', async () => {
     const cert = await write('good.crt', 'leaf.crt', 'middle.crt')
-    const loaded = await loadCertificate({ cert, key: at('leaf.key') })
+    const { pairs, unused } = await loadCertificates({ cert, key: at('leaf.key') })
+    const [loaded] = pairs as [Pair]
+    expect(pairs).toHaveLength(1)
+    expect(unused).toEqual([])
     expect(subjects(loaded.cert)).toEqual(['CN=leaf', 'CN=middle'])
     expect(loaded.key).toBe(await text('leaf.key'))
+    expect([loaded.kind, loaded.issuer]).toEqual(['ECDSA P-256', 'middle'])
     expect(loaded.names).toEqual(['a.test', '*.b.test', '192.0.2.1', '2001:db8::1'])
     expect(Math.round((loaded.notAfter.getTime() - Date.now()) / DAY_MS)).toBe(10)
   })
@@ -69,13 +76,13 @@ describe.skipIf(!hasOpenssl)('good files', () => {
       'leaf.crt',
     )
     await Bun.write(cert, (await text('mixed.crt')).replaceAll('\n', '\r\n'))
-    const loaded = await loadCertificate({ cert, key: at('leaf.key') })
+    const loaded = await first({ cert, key: at('leaf.key') })
     expect(subjects(loaded.cert)).toEqual(['CN=leaf', 'CN=middle', 'CN=root'])
     await Bun.write(at('repaired.crt'), loaded.cert)
     await run('verify', '-CAfile', at('root.crt'), '-untrusted', at('repaired.crt'), at('repaired.crt'))
   })
   test('with a cross-signed issuer keep both ways up', async () => {
-    const loaded = await loadCertificate({
+    const loaded = await first({
       cert: await write('crossed.crt', 'cross.crt', 'leaf.crt', 'middle.crt', 'root.crt'),
       key: at('leaf.key'),
     })
@@ -83,7 +90,7 @@ describe.skipIf(!hasOpenssl)('good files', () => {
   })
   test('as one file for both', async () => {
     const both = await write('both.pem', 'leaf.key', 'leaf.crt', 'middle.crt')
-    expect(subjects((await loadCertificate({ cert: both, key: both })).cert)).toEqual(['CN=leaf', 'CN=middle'])
+    expect(subjects((await first({ cert: both, key: both })).cert)).toEqual(['CN=leaf', 'CN=middle'])
   })
   test('with keys of every usual kind and form', async () => {
     await run('ec', '-in', at('leaf.key'), '-out', at('sec1.key'))
@@ -163,14 +170,6 @@ describe.skipIf(!hasOpenssl)('what is wrong is said with the name of the file', 
       )
     }
   })
-  test('expired, or not valid yet', async () => {
-    expect(await problem('leaf.crt', 'leaf.key', Date.now() + 11 * DAY_MS)).toStartWith(
-      'Cannot use certificate leaf.crt: expired at 20',
-    )
-    expect(await problem('leaf.crt', 'leaf.key', Date.now() - DAY_MS)).toStartWith(
-      'Cannot use certificate leaf.crt: not valid before 20',
-    )
-  })
   test('a trust store', async () => {
     await write('store.pem', ...Array<string>(17).fill('root.crt'))
     expect(await problem('store.pem', 'root.key')).toBe(
@@ -186,40 +185,59 @@ describe.skipIf(!hasOpenssl)('what is wrong is said with the name of the file', 
   })
 })
 
-describe.skipIf(!hasOpenssl)('for the routes', () => {
-  test('one wrong file takes nothing from the others', async () => {
-    const certificates = new Certificates(at('state'))
-    const { certificates: ready, problems } = await certificates.prepare([
-      { route: 'files', names: ['a.test'], certificate: { cert: at('leaf.crt'), key: at('leaf.key') } },
-      { route: 'wrong', names: ['a.test'], certificate: { cert: at('none.crt'), key: at('leaf.key') } },
-      { route: 'own', names: ['own.test', '*.own.test', '*'], certificate: 'self-signed' },
-      { route: 'any', names: ['*'], certificate: 'self-signed' },
-      { route: 'odd', names: ['a_*.test'], certificate: 'self-signed' },
-    ])
-    expect([...ready.keys()]).toEqual(['files', 'own', 'any', 'odd'])
-    expect(ready.get('own')!.names).toEqual(['own.test', '*.own.test'])
-    expect(new X509Certificate(ready.get('any')!.cert).checkHost('localhost')).toBe('localhost')
-    // No certificate can carry its pattern: it gets the names that a route for every name gets.
-    expect(ready.get('odd')!.names).toEqual(ready.get('any')!.names)
-    expect(problems).toEqual([{ route: 'wrong', message: `Cannot read certificate ${at('none.crt')}: no such file` }])
-    const { certificate } = await certificates.authority()
-    expect(ready.get('own')!.cert).toEndWith(certificate)
+describe.skipIf(!hasOpenssl)('several kinds of key', () => {
+  beforeAll(async () => {
+    const rsa = ['-newkey', 'rsa:2048', '-nodes', '-subj', '/CN=rsa', '-days', '10']
+    const names = ['-addext', 'subjectAltName=DNS:a.test,DNS:*.b.test,IP:192.0.2.1,IP:2001:db8::1']
+    await run(
+      ...['req', '-x509', ...rsa, '-keyout', at('side.key'), '-out', at('side.crt'), ...names],
+      ...['-CA', at('root.crt'), '-CAkey', at('root.key'), '-addext', 'basicConstraints=critical,CA:FALSE'],
+    )
   })
-  test('files alone make no authority', async () => {
-    const certificates = new Certificates(at('unused'))
-    await certificates.prepare([
-      { route: 'files', names: [], certificate: { cert: at('leaf.crt'), key: at('leaf.key') } },
+  test('F2: of one pair of files, ECDSA first, each with its own chain', async () => {
+    const cert = await write('two.crt', 'side.crt', 'root.crt', 'middle.crt', 'leaf.crt')
+    const key = await write('two.key', 'side.key', 'leaf.key')
+    const { pairs, unused } = await loadCertificates({ cert, key })
+    expect(pairs.map(({ kind }) => kind)).toEqual(['ECDSA P-256', 'RSA 2048'])
+    expect(pairs.map((pair) => subjects(pair.cert))).toEqual([
+      ['CN=leaf', 'CN=middle', 'CN=root'],
+      ['CN=rsa', 'CN=root'],
     ])
-    expect(await Bun.file(at('unused/authority/ca.key')).exists()).toBeFalse()
+    expect(pairs.map((pair) => pair.key)).toEqual([await text('leaf.key'), await text('side.key')])
+    expect(unused).toEqual([])
+    expect(routeCertificates(pairs)).toEqual([
+      { names: pairs[0]!.names, cert: pairs.map((pair) => pair.cert), key: pairs.map((pair) => pair.key) },
+    ])
   })
-  test('an authority that could not be opened is tried again', async () => {
-    await Bun.write(at('blocked'), 'a file where the directory should be')
-    const certificates = new Certificates(at('blocked'))
-    const spec = [{ route: 'own', names: ['own.test'], certificate: 'self-signed' as const }]
-    expect((await certificates.prepare(spec)).problems).toEqual([
-      { route: 'own', message: expect.stringContaining(`Cannot make directory ${at('blocked/authority')}: `) },
+  test('keys without certificate and certificates without key are told', async () => {
+    const cert = await write('left.crt', 'leaf.crt', 'middle.crt', 'side.crt')
+    const key = await write('left.key', 'stranger.key', 'leaf.key')
+    const { pairs, unused } = await loadCertificates({ cert, key })
+    expect(pairs).toHaveLength(1)
+    expect(unused.map((words) => words.replaceAll(directory.path + '/', ''))).toEqual([
+      'key 1 of left.key does not belong to any certificate in left.crt',
+      'certificate 3 of left.crt has no key in left.key',
     ])
-    await Bun.file(at('blocked')).delete()
-    expect((await certificates.prepare(spec)).problems).toEqual([])
+  })
+  test('of a certificate and the next one for the same key, the one that lasts longer', async () => {
+    const next = [
+      '-key',
+      at('side.key'),
+      '-subj',
+      '/CN=next',
+      '-days',
+      '20',
+      '-CA',
+      at('root.crt'),
+      '-CAkey',
+      at('root.key'),
+    ]
+    const names = ['-addext', 'subjectAltName=DNS:*.b.test,DNS:a.test,IP:192.0.2.1,IP:2001:db8::1']
+    await run('req', '-x509', '-new', ...next, ...names, '-out', at('next.crt'))
+    const loaded = await loadCertificates({
+      cert: await write('both.crt', 'side.crt', 'next.crt'),
+      key: at('side.key'),
+    })
+    expect(loaded.pairs.map((pair) => subjects(pair.cert))).toEqual([['CN=next']])
   })
 })

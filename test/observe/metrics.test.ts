@@ -48,6 +48,7 @@ function sources(table: ConnectionTable, more: Partial<MetricSources> = {}): Met
     anomalies: () => table.anomalies,
     worker: () => ({ restarts: 0, accepting: true, acceptPauses: 2, swept: 0 }),
     accessLogDropped: () => 0,
+    certificates: { views: () => [], counts: { issued: 0, renewed: 0, failed: 0, expiring: 0, replaced: 0 } },
     ...more,
   }
 }
@@ -226,4 +227,22 @@ test('M2: ten thousand routes in a scrape do not hold the event loop for long', 
   const lines = first.text.split('\n').length
   expect(lines).toBeGreaterThan(90_000)
   console.log(`${lines} lines in ${took.toFixed(0)} ms, the event loop held for ${longest.toFixed(0)} ms at most`)
+})
+
+test('M2: seconds until certificates expire, and what happened to them', async () => {
+  const certificates = {
+    views: () => [
+      { name: 'a.test', source: 'auto' as const, expiresInSeconds: 3600 },
+      { name: 'b.test', source: 'file' as const, expiresInSeconds: 20 },
+      { name: 'b.test', source: 'file' as const, expiresInSeconds: -5 },
+      { name: 'pending.test', source: 'auto' as const },
+    ],
+    counts: { issued: 1, renewed: 2, failed: 3, expiring: 0, replaced: 4 },
+  }
+  const found = await scrape(new Metrics(sources(new ConnectionTable(), { certificates })))
+  expect(series(found, 'sluice_certificate_expiry_seconds')).toEqual({
+    'name=a.test,source=auto': 3600,
+    'name=b.test,source=file': -5,
+  })
+  expect(series(found, 'sluice_certificate_events_total')).toMatchObject({ 'what=failed': 3, 'what=replaced': 4 })
 })

@@ -1,0 +1,68 @@
+// A certificate of a CA, for one name: ACME keeps it good, this shows it.
+import { outOfTime, parsePair, type Pair } from './pair.ts'
+import type { Source } from './source.ts'
+import type { CertificateStatus, StoredCertificate } from './types.ts'
+
+/** What is needed of ACME (acme/index.ts). */
+export interface Automatic {
+  /** All names that are wanted from now on. */
+  follow(names: string[]): void
+  get(name: string): StoredCertificate | undefined
+  status(name: string): CertificateStatus
+  /** Now, whatever the schedule; joins an order in flight. */
+  renew(name: string): Promise<unknown>
+  stop(): Promise<void>
+}
+
+export class AutoSource implements Source {
+  readonly kind = 'auto'
+  #cert: string | undefined
+  #pairs: Pair[] = []
+
+  constructor(
+    readonly name: string,
+    private readonly acme: Automatic,
+    private readonly now: () => number,
+  ) {}
+
+  get pairs(): readonly Pair[] {
+    const issued = this.acme.get(this.name)
+    if (issued?.cert !== this.#cert) {
+      this.#cert = issued?.cert
+      this.#pairs = issued ? [parsePair(issued.cert, issued.key)] : []
+    }
+    return this.#pairs
+  }
+
+  get lastError(): string | undefined {
+    return this.#status.lastError
+  }
+
+  get nextAttempt(): number | undefined {
+    return timeOf(this.#status.nextAttemptAt)
+  }
+
+  get renewAt(): number | undefined {
+    return timeOf(this.#status.renewAt)
+  }
+
+  get #status(): CertificateStatus {
+    return this.acme.status(this.name)
+  }
+
+  async renew() {
+    await this.acme.renew(this.name)
+    const { failures, lastError } = this.#status
+    if (failures > 0 && lastError !== undefined) throw new Error(lastError)
+    const why = this.pairs.length === 0 ? 'nothing was issued' : outOfTime(this.pairs, this.now())
+    if (why) throw new Error(`Cannot use the new certificate for ${this.name}: ${why}`)
+  }
+
+  /** Of a configuration that is refused nothing is asked of the CA: the front door tells ACME its names when it is followed. */
+  async load() {}
+  follow() {}
+  async look() {}
+  stop() {}
+}
+
+const timeOf = (text: string | undefined) => (text === undefined ? undefined : Date.parse(text))

@@ -1,0 +1,43 @@
+// Between the configuration and the certificates: which routes need one, what is told when it cannot be had, and what their
+// workers get.
+import type { RouteCertificates } from '../channel/messages.ts'
+import type { CertificateSpec, Certificates } from '../certificates/index.ts'
+import type { Config } from '../config/schema.ts'
+import type { Plan } from '../plan/types.ts'
+import { ProblemsError } from './changes.ts'
+
+/** Of the routes that the plan carries those that terminate TLS. */
+export function certificateSpecs(config: Config, plan: Plan): CertificateSpec[] {
+  const planned = new Set(plan.routes.map((route) => route.name))
+  return config.routes.flatMap((route) => {
+    const tls = 'tls' in route.action ? route.action.tls : undefined
+    if (!tls || tls.mode === 'passthrough' || !planned.has(route.name)) return []
+    const domains = [route.match.domains ?? []].flat().map((name) => name.toLowerCase())
+    // Somebody who may ask for any name does so for those of the machine.
+    const names = domains.includes('*') ? [] : domains
+    return [{ route: route.name, names, certificate: tls.certificate ?? 'auto' }]
+  })
+}
+
+/** Rejects with what is wrong, when something is. */
+export async function prepareCertificates(certificates: Certificates, specs: CertificateSpec[]): Promise<void> {
+  const { problems } = await certificates.prepare(specs)
+  if (problems.length > 0)
+    throw new ProblemsError(
+      problems.map(({ route, message }) => ({
+        path: `routes.${route}.action.tls.certificate`,
+        message,
+        remedy: 'mend the files, or use "self-signed"',
+      })),
+    )
+}
+
+/** By route. @param only of these routes. */
+export function workerCertificates(
+  certificates: Certificates,
+  specs: CertificateSpec[],
+  only?: ReadonlySet<string>,
+): Record<string, RouteCertificates> {
+  const wanted = only ? specs.filter(({ route }) => only.has(route)) : specs
+  return Object.fromEntries(wanted.map((spec) => [spec.route, certificates.of(spec)]))
+}
