@@ -40,6 +40,7 @@ test-vm: build/packages/vm build/libsluice.so ## run the kernel tests on Debian'
 check: node_modules/.ready ## check format, types and architecture
 	$(BUN) fmt --check src test package.json tsconfig.json
 	$(BUN) check
+	$(BUN) check -p src/observe/dashboard/page
 	$(BUN) test ./test/architecture.test.ts
 
 build: build/sluice ## build the program, one file: build/sluice

@@ -1,0 +1,124 @@
+// Plots over time, with the numbers in words beside each: of now, or of the moment that is pointed at.
+import uPlot from 'uplot'
+import { element, setText } from './dom.ts'
+
+export interface Series {
+  name: string
+  /** Names its colour and its dashes in the style sheet and below: lines are told apart without colours too. */
+  kind: 'first' | 'second' | 'third'
+}
+
+export interface PlotOptions {
+  title: string
+  series: Series[]
+  format(value: number): string
+  /** Points kept. Above: the oldest goes. */
+  pointsMax: number
+}
+
+const HEIGHT = 150
+const DASHES: Record<Series['kind'], number[]> = { first: [], second: [6, 3], third: [2, 3] }
+const time = new Intl.DateTimeFormat('en-GB', { hour: '2-digit', minute: '2-digit', second: '2-digit' })
+
+export class Plot {
+  /** The times in seconds, then each series. */
+  #data: number[][]
+  readonly #values: HTMLElement[]
+  readonly #when = element('span', { class: 'quiet' })
+  readonly #plot: uPlot
+  readonly #options: PlotOptions
+
+  constructor(where: HTMLElement, options: PlotOptions) {
+    this.#options = options
+    const { title, series, format } = options
+    this.#data = [[], ...series.map(() => [])]
+    this.#values = series.map(() => element('b', {}))
+    const keys = series.map(({ name, kind }, i) =>
+      element('span', { class: `key ${kind}` }, element('i', { 'aria-hidden': 'true' }), name, ' ', this.#values[i]!),
+    )
+    const canvas = element('div', { class: 'canvas', 'aria-hidden': 'true' })
+    where.append(
+      element('figcaption', {}, element('h2', {}, title), this.#when, element('span', { class: 'keys' }, ...keys)),
+      canvas,
+    )
+    // A colour of the style sheet is known when it has come to an element.
+    const colour = (kind: string) => () => getComputedStyle(where.querySelector(`.${kind} i`)!).color
+    const line = () => getComputedStyle(canvas).borderTopColor
+    const words = () => getComputedStyle(canvas).color
+    const font = () => `11px ${getComputedStyle(canvas).fontFamily}`
+    const axis = { stroke: words, grid: { stroke: line, width: 1 }, ticks: { show: false } }
+    this.#plot = new uPlot(
+      {
+        width: 300,
+        height: HEIGHT,
+        legend: { show: false },
+        padding: [8, 8, 0, 0],
+        cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
+        scales: { y: { range: (_plot, _min, max) => [0, max > 0 ? max * 1.1 : 1] } },
+        axes: [
+          {
+            ...axis,
+            font: font(),
+            size: 24,
+            space: 70,
+            values: (_plot, times) => times.map((at) => time.format(at * 1000).slice(0, 5)),
+          },
+          {
+            ...axis,
+            font: font(),
+            size: 68,
+            space: 36,
+            values: (_plot, values) => values.map((value) => format(value)),
+          },
+        ],
+        series: [
+          {},
+          ...series.map(({ kind }) => ({
+            stroke: colour(kind),
+            width: 1.5,
+            dash: DASHES[kind],
+            points: { show: false },
+          })),
+        ],
+        hooks: { setCursor: [() => this.#say()] },
+      },
+      this.#data as unknown as uPlot.AlignedData,
+      canvas,
+    )
+    new ResizeObserver(([entry]) =>
+      this.#plot.setSize({ width: Math.floor(entry!.contentRect.width), height: HEIGHT }),
+    ).observe(canvas)
+  }
+
+  /** One more moment. */
+  add(seconds: number, values: number[]) {
+    this.#data[0]!.push(seconds)
+    values.forEach((value, i) => this.#data[i + 1]!.push(value))
+    if (this.#data[0]!.length > this.#options.pointsMax) for (const list of this.#data) list.shift()
+    this.#draw()
+  }
+
+  /** All moments anew. */
+  set(data: number[][]) {
+    this.#data = data
+    this.#draw()
+  }
+
+  #draw() {
+    this.#plot.setData(this.#data as unknown as uPlot.AlignedData)
+    this.#say()
+  }
+
+  /** With the colours as they are now. */
+  redraw() {
+    this.#plot.redraw(false)
+  }
+
+  #say() {
+    const [times, ...series] = this.#data
+    const pointed = this.#plot.cursor.idx ?? null
+    const at = pointed ?? times!.length - 1
+    setText(this.#when, pointed === null || times![at] === undefined ? '' : `at ${time.format(times![at] * 1000)}`)
+    series.forEach((list, i) => setText(this.#values[i]!, at < 0 ? '–' : this.#options.format(list[at] ?? 0)))
+  }
+}
