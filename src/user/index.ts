@@ -329,7 +329,11 @@ export class UserPlane implements Services {
     this.#choose(listener, connection, socket.fd)
   }
 
-  #choose(listener: Listening, connection: Connection, descriptor: number) {
+  #choose(from: Listening, connection: Connection, descriptor: number) {
+    // The thread accepts for a moment after its listener was replaced. Where first bytes are read now, they are read then too:
+    // the first connection after a plan may be the authority's.
+    const now = this.#listeners.get(from.plan.key)
+    const listener = now && now.looksFor !== null ? now : from
     try {
       if (this.#accepting.isTooLate(descriptor)) {
         this.reporter.refused(listener.routes[0]?.name ?? '', 'descriptors')

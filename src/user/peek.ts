@@ -36,7 +36,7 @@ export function peek(connection: Connection, routes: Routes, what: LooksFor) {
   connection.client.consumer = looking[what]
   if (what === 'name') return wait(connection, routes, silent)
   connection.candidates = routes
-  connection.arm(Math.min(patienceOf(routes), CHALLENGE_FIRST_BYTES_MS_MAX), noChallenge)
+  connection.arm(Math.min(patienceOf(routes), CHALLENGE_FIRST_BYTES_MS_MAX), silentlyNone)
 }
 
 function wait(connection: Connection, routes: Routes, onDeadline: OnDeadline) {
@@ -132,6 +132,10 @@ const seeking: Consumer = {
 const looking: Record<LooksFor, Consumer> = { name: peeking, challenge: seeking }
 
 const noChallenge = (connection: Connection) => chooseUnread(connection, connection.candidates!)
+
+/** The relay thread has only those that came while the port began to be read, and may just now have read what they said. */
+const silentlyNone = (connection: Connection) =>
+  connection.client.keeper ? connection.settle('first_byte_timeout') : noChallenge(connection)
 
 function seek(end: End) {
   const connection = of(end)

@@ -34,8 +34,9 @@ export interface Bench {
   logged: string[]
   /** What the sweep ended: a mistake, in every test but its own. */
   swept: number
-  /** The next plan for the same listeners. */
-  apply(routes: UserRoute[], certificates?: Record<string, Certified>): Promise<Problem[]>
+  /** The next plan for the same listeners.
+   *  @param challenge of a listener: their first bytes are read, or read no more, for that. */
+  apply(routes: UserRoute[], certificates?: Record<string, Certified>, challenge?: boolean): Promise<Problem[]>
   /** Resolves when n connections have settled in all; their reasons are what most tests ask for. */
   settle(n: number): Promise<ConnectionRecord[]>
 }
@@ -111,12 +112,13 @@ export async function open(
   const { configFile, timers, relay } = options
   bench.plane = new UserPlane({ report, dialed, log, swept }, { idPrefix: 'w1-', configFile, timers, relay })
   let generation = 0
-  bench.apply = (routes, certificates = options.certificates ?? {}) => {
+  bench.apply = (routes, certificates = options.certificates ?? {}, challenge) => {
     const sent = generation++ === 0 ? fds : new Map<number, number>()
     return bench.plane.apply(
       {
         generation,
-        listeners,
+        listeners:
+          challenge === undefined ? listeners : listeners.map((one) => ({ ...one, peek: challenge, challenge })),
         routes,
         listens: options.listens ?? [],
         limits: options.limits ?? null,
