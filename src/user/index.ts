@@ -24,7 +24,7 @@ import type { End } from './end.ts'
 import { HealthChecks } from './health.ts'
 import { Hold } from './hold.ts'
 import { bound, RelayAcceptor } from './accept.ts'
-import { Listener, plainIp, type Listening, type LooksFor, type Reads } from './listen.ts'
+import { Listener, looksFor, plainIp, readsBy, type Listening, type Reads } from './listen.ts'
 import { opening } from './opening.ts'
 import { chooseUnread, peek, readProxyHeader } from './peek.ts'
 import { leaveRelay, parts, relayRuns, useRelay } from './relay-thread.ts'
@@ -246,7 +246,7 @@ export class UserPlane implements Services {
         listener = this.#open(planned, reads, copy, problems)
       }
       if (!listener) {
-        if (fd === undefined)
+        if (fd === undefined && !planned.optional)
           for (const route of planned.routes)
             problems.push({ route, message: `Cannot listen on ${planned.key}: no descriptor came with the plan` })
         continue
@@ -463,20 +463,6 @@ export class UserPlane implements Services {
 function softLimit(): number {
   const limit = native().sluice_raise_nofile()
   return limit > 0 ? limit : Infinity
-}
-
-/** The relay thread accepts where first bytes decide, and where at least some connections are forwarded as they are. Not where
- *  only a challenge is looked for: after a while nobody waits for the first bytes any more, and the thread may just then have
- *  read them. */
-function readsBy(planned: PlannedListener, routes: readonly LiveRoute[]): Reads {
-  if (planned.peek) return looksFor(planned, routes) === 'name' ? 'thread' : 'typescript'
-  return planned.trusted.length > 0 || routes.some((route) => route.forwardsPlain) ? 'thread-when-asked' : 'typescript'
-}
-
-/** What is looked for where a name decides includes challenges; where none does, they alone may be the reason to read. */
-function looksFor(planned: PlannedListener, routes: readonly LiveRoute[]): LooksFor | null {
-  if (!planned.peek) return null
-  return planned.challenge && routes.every((route) => route.domains.length === 0) ? 'challenge' : 'name'
 }
 
 class Drain extends Timed {

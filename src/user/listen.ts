@@ -15,6 +15,20 @@ export type Reads = 'typescript' | 'thread' | 'thread-when-asked'
 /** In what a client says first: the name of a route, or nothing but a challenge, where the port alone decides otherwise. */
 export type LooksFor = 'name' | 'challenge'
 
+/** What is looked for where a name decides includes challenges; where none does, they alone may be the reason to read. */
+export function looksFor(planned: PlannedListener, routes: readonly LiveRoute[]): LooksFor | null {
+  if (!planned.peek) return null
+  return planned.challenge && routes.every((route) => route.domains.length === 0) ? 'challenge' : 'name'
+}
+
+/** The relay thread accepts where first bytes decide, and where at least some connections are forwarded as they are. Not where
+ *  only a challenge is looked for: after a while nobody waits for the first bytes any more, and the thread may just then have
+ *  read them. */
+export function readsBy(planned: PlannedListener, routes: readonly LiveRoute[]): Reads {
+  if (planned.peek) return looksFor(planned, routes) === 'name' ? 'thread' : 'typescript'
+  return planned.trusted.length > 0 || routes.some((route) => route.forwardsPlain) ? 'thread-when-asked' : 'typescript'
+}
+
 /** A listening socket, whoever accepts on it. */
 export abstract class Listening {
   routes: readonly LiveRoute[] = []
