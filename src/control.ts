@@ -22,6 +22,7 @@ import { LeastConnections } from './control/least-connections.ts'
 import { Cutting } from './control/cutting.ts'
 import { certificateSpecs, prepareCertificates, workerCertificates } from './control/certificates.ts'
 import { Drains, type What } from './control/drains.ts'
+import { explainNow } from './control/explain.ts'
 import { Successor, type Predecessor } from './control/handover.ts'
 import { TargetHealth } from './control/health.ts'
 import { Listeners } from './control/listeners.ts'
@@ -632,6 +633,20 @@ export class Control implements Gateway {
     if (!this.#plan.routes.some(({ name }) => name === route)) return null
     await this.#observation?.rates.refresh()
     return this.#observation?.rates.history(route) ?? []
+  }
+
+  async explain(client: string, listener: string, serverName: string | null) {
+    await this.#planned.promise
+    const { usable, reason } = this.#kernel
+    return explainNow(client, listener, serverName, {
+      plan: this.#plan,
+      facts: { ...this.#facts, down: this.#health.down() },
+      kernel: usable?.ruleset.state ?? null,
+      kernelReason: reason,
+      problems: Object.fromEntries(this.#applied.problems),
+      table: this.#config.kernel?.table ?? 'sluice',
+      connections: () => this.connections(),
+    })
   }
 
   async close(id: string): Promise<boolean> {

@@ -1,25 +1,14 @@
 // sluice plan: what a configuration would do, and nothing done.
-import { resolveNames } from '../control/names.ts'
-import { knownNumbers, probeKernel, programVersion, renderDifference } from '../kernel/index.ts'
+import { renderDifference } from '../kernel/index.ts'
 import { emptyState, isEmpty } from '../plan/kernel-state.ts'
-import { DEFAULT_MARK_BASE, noFacts, plan } from '../plan/plan.ts'
 import { listens } from './format.ts'
+import { planned } from './planned.ts'
 import { readConfig, table } from './shared.ts'
 
 export async function showPlan(options: { config?: string; json?: boolean }): Promise<number> {
   const read = await readConfig(options.config)
   if (!read.ok) return read.exitCode
-  const { config } = read
-  const { unusable } = await probeKernel()
-  const name = config.kernel?.table ?? 'sluice'
-  const markBase = config.kernel?.markBase ?? DEFAULT_MARK_BASE
-  const made = plan(config, {
-    ...noFacts(markBase, programVersion),
-    kernelUnusable: unusable,
-    // Those of a gateway that runs, so that what is shown is what a reload would do.
-    numbers: unusable ? {} : await knownNumbers(name, markBase),
-    resolved: await resolveNames(config, {}),
-  })
+  const { plan: made, table: name } = await planned(read.config)
   const commands = isEmpty(made.kernel) ? [] : renderDifference(name, emptyState(), made.kernel)
   if (options.json) {
     const routes = made.routes.map(({ name, carrier, reason, number, required, listens }) => ({

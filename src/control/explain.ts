@@ -4,9 +4,10 @@ import { canonicalIp, parseEnd } from '../base/addresses.ts'
 import { inTurns } from '../base/turns.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import { foreignForwardFindings, readForwardChains } from '../kernel/index.ts'
+import type { ExplainAnswer } from '../observe/admin.ts'
 import { parseAsked } from '../plan/asked.ts'
 import { explain } from '../plan/explain.ts'
-import type { Explanation, Now } from '../plan/explanation.ts'
+import type { Now } from '../plan/explanation.ts'
 import type { Facts, KernelState, Plan } from '../plan/types.ts'
 
 export interface Explained {
@@ -19,8 +20,6 @@ export interface Explained {
   table: string
   connections(): Promise<ConnectionRecord[]>
 }
-
-export type ExplainAnswer = { ok: true; explanation: Explanation } | { ok: false; error: string }
 
 const RECORDS_PER_TURN = 2000
 

@@ -8,6 +8,7 @@ import type { Problem } from '../config/check.ts'
 import type { ClientView } from '../connections/clients.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { Minute } from '../connections/throughput.ts'
+import type { Explanation } from '../plan/explanation.ts'
 import type { Events } from './events.ts'
 
 /** What control lets the API see and do. */
@@ -20,6 +21,8 @@ export interface Gateway {
   clients(limit: number): Promise<{ clients: ClientView[]; total: number }>
   /** null: there is no such route. */
   history(route: string): Promise<Minute[] | null>
+  /** What would become of a connection; the words are checked there. */
+  explain(client: string, listener: string, serverName: string | null): Promise<ExplainAnswer>
   close(id: string): Promise<boolean>
   /** @param request a DrainRequest, as it came: it is checked there. */
   drain(request: unknown): Promise<DrainAnswer>
@@ -77,6 +80,8 @@ export interface DrainView {
 }
 /** drain is null after an undo. */
 export type DrainAnswer = { ok: true; drain: DrainView | null } | { ok: false; status: 400 | 404 | 409; error: string }
+
+export type ExplainAnswer = { ok: true; explanation: Explanation } | { ok: false; error: string }
 
 export interface Exposition {
   contentType: string
@@ -151,6 +156,13 @@ export function adminRoutes(gateway: Gateway): AdminRoutes {
         return history
           ? Response.json({ history })
           : Response.json({ error: `no route ${request.params.name!}` }, { status: 404 })
+      },
+    },
+    '/v1/explain': {
+      GET: async (request) => {
+        const { searchParams: words } = new URL(request.url)
+        const answer = await gateway.explain(words.get('client') ?? '', words.get('listener') ?? '', words.get('sni'))
+        return answer.ok ? Response.json(answer.explanation) : Response.json({ error: answer.error }, { status: 400 })
       },
     },
     '/v1/connections/:id': {
