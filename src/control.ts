@@ -1,22 +1,21 @@
 // The control process: the wiring of the whole gateway. It turns a configuration into a plan, owns every listening socket,
 // and carries the plan out in both planes; it never touches a byte of a client. Changes are made one at a time.
+import { mkdir } from 'node:fs/promises'
 import { isAbsolute, join, resolve } from 'node:path'
-import { DEFAULT_SOCKET, DEFAULT_STATE_DIR, VERSION } from './base/about.ts'
+import { DEFAULT_STATE_DIR, VERSION } from './base/about.ts'
 import { HANDOVER_DRAIN_MS_MAX } from './base/limits.ts'
 import { native } from './base/native.ts'
 import { inTurns, turn } from './base/turns.ts'
 import { parseDuration } from './base/units.ts'
 import { Certificates } from './certificates/index.ts'
 import type { ToControl, WorkerPlan } from './channel/messages.ts'
-import { check, type Checked } from './config/check.ts'
-import { loadConfig } from './config/load.ts'
 import type { Config } from './config/schema.ts'
 import { Clients } from './connections/clients.ts'
 import type { ConnectionRecord } from './connections/record.ts'
 import type { HealthChange } from './connections/health.ts'
 import { ConnectionTable } from './connections/table.ts'
 import { readAuthorities } from './control/authorities.ts'
-import { changesOf, fixedChanges, GatewayError, ProblemsError } from './control/changes.ts'
+import { GatewayError } from './control/changes.ts'
 import { KernelStart } from './control/kernel-start.ts'
 import { LeastConnections } from './control/least-connections.ts'
 import { Cutting } from './control/cutting.ts'
@@ -29,12 +28,13 @@ import { Listeners } from './control/listeners.ts'
 import { resolveNames } from './control/names.ts'
 import { provide } from './control/provide.ts'
 import { Observation } from './control/observation.ts'
+import { Reloads } from './control/reloads.ts'
 import { Supervisor } from './control/supervisor.ts'
-import { connectionsTo, isNamed } from './control/targets.ts'
+import { connectionsOf, connectionsTo, isNamed } from './control/targets.ts'
 import { carriedNow, routeView, type Carried } from './control/view.ts'
 import { programVersion } from './kernel/index.ts'
 import { AccessLog } from './observe/access-log.ts'
-import { AdminServer, type Gateway, type ReloadResult } from './observe/admin.ts'
+import { Admin, type Gateway } from './observe/admin.ts'
 import { Events } from './observe/events.ts'
 import { makeLog, type Log } from './observe/log.ts'
 import { configuredRoutes } from './plan/default.ts'
@@ -68,6 +68,7 @@ export class Control implements Gateway {
   readonly #supervisor: Supervisor
   readonly #kernel: KernelStart
   readonly #cutting: Cutting
+  readonly #reloads: Reloads
   #config: Config
   #plan: Plan = { routes: [], listeners: [], limits: null, reservations: [], kernel: emptyState() }
   #facts: Facts
@@ -92,7 +93,7 @@ export class Control implements Gateway {
   #resolveTimer: ReturnType<typeof setInterval> | undefined
   /** No number up to this one is given to a new route: flows of a route that has gone may carry it still. */
   #highestNumber = 0
-  #admin: AdminServer | undefined
+  #admin: Admin | undefined
   #accessLog: AccessLog | undefined
   /** By operators, beside those that a change makes (#cutting). */
   #operatorDrains: Drains | undefined
@@ -136,6 +137,20 @@ export class Control implements Gateway {
       (error) => this.log('error', error.message),
     )
     this.#kernel = this.#kernelStart()
+    this.#reloads = new Reloads({
+      log: this.log,
+      configFile: options.configFile,
+      stateDir: this.#stateDir,
+      live: (route, endpoints) => connectionsOf(endpoints, this.table.totals(route.name)),
+      running: () => ({ config: this.#config, plan: this.#plan }),
+      serially: (work) => this.#serially(work),
+      plan: async (next) =>
+        this.#planFor(next, { ...this.#facts, resolved: await resolveNames(next, this.#facts.resolved) }),
+      carryOut: async (next) => {
+        await this.#resolveNames(next)
+        await this.#carryOut(next)
+      },
+    })
   }
 
   get #stateDir() {
@@ -170,7 +185,7 @@ export class Control implements Gateway {
       this.table.observe(this.#accessLog)
     }
     // Its socket first: a second gateway with the same configuration ends here, before it touches anything.
-    this.#admin = new AdminServer(this.#config.admin?.socket ?? DEFAULT_SOCKET, this)
+    this.#admin = new Admin({ config: this.#config.admin, stateDir: this.#stateDir, log: this.log }, this)
     const { predecessor } = this.options
     try {
       if (predecessor) await this.#takeOver(predecessor)
@@ -212,6 +227,9 @@ export class Control implements Gateway {
 
   /** What an earlier life has counted, and what operators had drained in it. */
   async #recall() {
+    // Keys and counts: not for the worker, whoever makes a file in it first.
+    await mkdir(this.#stateDir, { recursive: true, mode: 0o700 })
+    this.#config = await this.#reloads.begin(this.#config)
     const drains = await Drains.load(join(this.#stateDir, 'drains.json'), {
       log: this.log,
       exists: (what) => this.#meant(what).length > 0,
@@ -293,17 +311,22 @@ export class Control implements Gateway {
     })
   }
 
-  /** Carries a configuration out in both planes. Throws before anything was changed when it cannot be done. */
-  async #carryOut(config: Config): Promise<void> {
-    const before = this.#plan
-    const { plane, phase } = this.#kernel
+  #planFor(config: Config, facts: Facts): Plan {
+    const { plane } = this.#kernel
     const inUse = plane?.flows.numbers().keys() ?? []
-    const next = makePlan(config, {
-      ...this.#facts,
+    return makePlan(config, {
+      ...facts,
       down: this.#health.down(),
       numbersInUse: [...inUse, this.#highestNumber],
       before: plane?.ruleset.state ?? emptyState(),
     })
+  }
+
+  /** Carries a configuration out in both planes. Throws before anything was changed when it cannot be done. */
+  async #carryOut(config: Config): Promise<void> {
+    const before = this.#plan
+    const { phase } = this.#kernel
+    const next = this.#planFor(config, this.#facts)
     // A thousand routes take a plan some milliseconds: others have their turn before it is carried out.
     await turn()
     const required = next.routes.filter((route) => route.required)
@@ -540,6 +563,7 @@ export class Control implements Gateway {
       },
       conntrack: this.#observation?.capacity ?? null,
       drains: this.#operatorDrains?.size ?? 0,
+      unconfirmedUntil: this.#reloads.unconfirmedUntil,
       anomalies: this.table.anomalies,
       rates: this.#observation?.rates.rates(null) ?? null,
       history: this.#observation?.rates.history(null) ?? [],
@@ -656,57 +680,33 @@ export class Control implements Gateway {
     return true
   }
 
-  async reload(): Promise<ReloadResult> {
-    const file = this.options.configFile
-    if (!file)
-      return {
-        ok: false,
-        problems: [
-          {
-            path: '(the configuration)',
-            message: 'the gateway was started without a file',
-            remedy: 'use PUT /v1/routes',
-          },
-        ],
-      }
-    const loaded = await loadConfig(file)
-    if (!loaded.ok) return loaded
-    return this.setConfig(loaded.config)
+  reload(confirm?: unknown) {
+    return this.#reloads.reload(confirm)
   }
 
-  setRoutes(routes: unknown): Promise<ReloadResult> {
-    return this.#replace((running) => check({ ...running, routes }))
+  confirm() {
+    return this.#reloads.confirm()
   }
 
-  /** Level-triggered: the whole configuration, of which what did not change is not touched. */
-  setConfig(config: Config): Promise<ReloadResult> {
-    return this.#replace(() => ({ ok: true, config }))
+  async preview(config: unknown) {
+    await this.#planned.promise
+    return this.#reloads.preview(config)
   }
 
-  /** @param make from the configuration that runs when its turn has come: those before it count. */
-  async #replace(make: (running: Config) => Checked): Promise<ReloadResult> {
-    try {
-      return await this.#serially(async (): Promise<ReloadResult> => {
-        const made = make(this.#config)
-        if (!made.ok) return made
-        const fixed = fixedChanges(this.#config, made.config)
-        if (fixed.length > 0) return { ok: false, problems: fixed }
-        const before = this.#plan
-        await this.#resolveNames(made.config)
-        await this.#carryOut(made.config)
-        return { ok: true, changes: changesOf(before, this.#plan) }
-      })
-    } catch (error) {
-      if (error instanceof ProblemsError) return { ok: false, problems: error.problems }
-      if (error instanceof GatewayError)
-        return {
-          ok: false,
-          problems: [
-            { path: '(the gateway)', message: error.message, remedy: 'the running configuration is unchanged' },
-          ],
-        }
-      throw error
-    }
+  setRoutes(routes: unknown) {
+    return this.#reloads.setRoutes(routes)
+  }
+
+  setRoute(name: string, route: unknown) {
+    return this.#reloads.setRoute(name, route)
+  }
+
+  removeRoute(name: string) {
+    return this.#reloads.removeRoute(name)
+  }
+
+  setConfig(config: Config) {
+    return this.#reloads.setConfig(config)
   }
 
   // ---- end ----
@@ -729,6 +729,7 @@ export class Control implements Gateway {
     const { pid, version } = successor
     this.log('info', 'Handing over', { to: pid, version, connections: this.table.size })
     this.#leaveOff()
+    await this.#certificates.stop()
     await this.#kernel.stop()
     const drained = this.#supervisor.stop(HANDOVER_DRAIN_MS_MAX)
     this.#listeners.keep(new Set())
@@ -751,6 +752,7 @@ export class Control implements Gateway {
     this.#health.stop()
     this.#cutting.stop()
     this.#operatorDrains?.stop()
+    this.#reloads.stop()
   }
 
   /** Drains for graceMs (default timeouts.grace), then cuts what is left; the rules go or stay (default kernel.onStop). */
@@ -765,6 +767,7 @@ export class Control implements Gateway {
   async #stop(graceMs: number, onStop: 'keep' | 'remove') {
     this.log('info', 'Stopping', { graceMs })
     this.#leaveOff()
+    await this.#certificates.stop()
     // Whatever is under way ends first: its outcome is undone below.
     await this.#kernel.stop()
     await this.#changing

@@ -195,11 +195,15 @@ function sameMatch(routes: Route[]): Problem[] {
   })
 }
 
+/** What fits in a header, and takes more than a few guesses. */
+const ADMIN_TOKEN = /^[\x21-\x7e]{16,}$/
+
 function checkGlobal(config: Config): Problem[] {
   const problems: Problem[] = []
   const add = (path: string, message: string, remedy: string) => problems.push({ path, message, remedy })
-  if (config.admin?.http)
-    add('admin.http', 'the admin API listens on its unix socket only in this version', 'remove it')
+  const { token } = config.admin?.http ?? {}
+  if (token !== undefined && !ADMIN_TOKEN.test(token))
+    add('admin.http.token', 'is not 16 or more letters, digits and signs without spaces', 'remove it: one is made')
   const { target } = config.defaults ?? {}
   if (target && parseTarget(target.host)?.kind === 'unix' && target.port !== undefined)
     add('defaults.target.port', 'a unix socket has no port', 'remove it')
