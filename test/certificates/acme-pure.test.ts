@@ -10,14 +10,14 @@ const HOUR = 60 * MINUTE
 const DAY = 24 * HOUR
 
 describe('F9: a certificate is renewed', () => {
-  const long = { notBefore: 0, notAfter: 90 * DAY }
+  const long = { notBefore: 0, notAfter: 90 * DAY, issuedAt: 0 }
 
   test('so many days before its end, when it lives for more than three times that', () => {
     expect(renewalTime(long, 20, 0)).toBe(70 * DAY)
   })
   test('else after two thirds of its life', () => {
     expect(renewalTime(long, 30, 0)).toBe(60 * DAY)
-    expect(renewalTime({ notBefore: 0, notAfter: 12 * HOUR }, 30, 0)).toBe(8 * HOUR)
+    expect(renewalTime({ notBefore: 0, notAfter: 12 * HOUR, issuedAt: 0 }, 30, 0)).toBe(8 * HOUR)
   })
   test('earlier by chance, never later', () => {
     expect(renewalTime(long, 20, 0.5)).toBe(70 * DAY - 0.9 * DAY)
@@ -27,11 +27,18 @@ describe('F9: a certificate is renewed', () => {
     const window = { start: 10 * DAY, end: 12 * DAY }
     expect(renewalTime(long, 30, 0, window)).toBe(10 * DAY)
     expect(renewalTime(long, 30, 0.5, window)).toBe(11 * DAY)
-    expect(renewalTime(long, 30, 0, { start: -5 * DAY, end: -4 * DAY })).toBe(-5 * DAY)
   })
   test('before its end, whatever window the CA names', () => {
     expect(renewalTime(long, 30, 0, { start: 89 * DAY, end: 400 * DAY })).toBe(81 * DAY)
     expect(expiringTime(long)).toBe(81 * DAY)
+  })
+  test('not as soon as it is there, where a clock is wrong', () => {
+    // By this machine's clock it was issued when most of its life was over, or the CA's window was.
+    expect(renewalTime({ ...long, issuedAt: 70 * DAY }, 30, 0)).toBe(90 * DAY)
+    expect(renewalTime({ ...long, issuedAt: 65 * DAY }, 30, 0)).toBe(90 * DAY)
+    expect(renewalTime({ ...long, issuedAt: 50 * DAY }, 30, 0)).toBe(80 * DAY)
+    expect(renewalTime(long, 30, 0, { start: -5 * DAY, end: -4 * DAY })).toBe(DAY)
+    expect(renewalTime({ ...long, notAfter: DAY }, 30, 0, { start: -5 * DAY, end: -4 * DAY })).toBe(DAY / 10)
   })
   test('by a name that the CA can make from it (the example of RFC 9773)', async () => {
     const keys = await crypto.subtle.generateKey({ name: 'ECDSA', namedCurve: 'P-256' }, true, ['sign', 'verify'])

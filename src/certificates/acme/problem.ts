@@ -3,16 +3,24 @@ import { ACME_ERROR_LENGTH_MAX } from '../../base/limits.ts'
 
 const PREFIX = 'urn:ietf:params:acme:error:'
 
+/** The CA has said no; cannot say yes or no now; said nothing in time about what it was asked; or was not there. */
+export type ErrorKind = 'refused' | 'busy' | 'late' | 'unreachable'
+
 export class AcmeError extends Error {
   override name = 'AcmeError'
   /** Of the problem, without its prefix: "rateLimited". Undefined: the answer was no problem document. */
   readonly type: string | undefined
   readonly retryAfterMs: number | undefined
+  readonly kind: ErrorKind
 
-  constructor(message: string, details: { type?: string; retryAfterMs?: number } = {}) {
+  constructor(
+    message: string,
+    details: { type?: string | undefined; retryAfterMs?: number | undefined; kind?: ErrorKind } = {},
+  ) {
     super(message)
     this.type = details.type
     this.retryAfterMs = details.retryAfterMs
+    this.kind = details.kind ?? 'refused'
   }
 }
 

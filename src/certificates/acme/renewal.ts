@@ -6,6 +6,8 @@ import { AuthorityKeyIdentifierExtension, X509Certificate } from '../x509.ts'
 export interface Lifetime {
   notBefore: number
   notAfter: number
+  /** When this gateway, or another of its store, got it, by its own clock. */
+  issuedAt: number
 }
 
 /** The time in which the CA wants a certificate to be renewed. */
@@ -20,22 +22,28 @@ const DAY_MS = 86_400_000
  * The same for every gateway and after every restart, as long as the window stays.
  * @param jitter 0 to 1, the certificate's own: certificates that were issued together are not renewed together.
  */
-export function renewalTime(
-  { notBefore, notAfter }: Lifetime,
-  renewBeforeDays: number,
-  jitter: number,
-  window?: RenewalWindow,
-): number {
+export function renewalTime(life: Lifetime, renewBeforeDays: number, jitter: number, window?: RenewalWindow): number {
+  const { notBefore, notAfter, issuedAt } = life
   const lifetime = notAfter - notBefore
-  // A window that the CA's clock or a mistake has put too late must not become an outage.
-  if (window) return Math.min(window.start + jitter * (window.end - window.start), notAfter - lifetime / 10)
+  // Where a clock is wrong, here or at the CA, a certificate may be due when it is issued: without these each renewal would be
+  // followed by the next one, or none would come before the end.
+  const youngest = issuedAt + (window ? Math.min(lifetime / 10, DAY_MS) : lifetime / 3)
+  const oldest = notAfter - lifetime / 10
+  const wanted = window
+    ? window.start + jitter * (window.end - window.start)
+    : byLifetime(life, renewBeforeDays) - (jitter * lifetime) / 50
+  return Math.min(Math.max(Math.min(wanted, oldest), youngest), notAfter)
+}
+
+function byLifetime({ notBefore, notAfter }: Lifetime, renewBeforeDays: number): number {
+  const lifetime = notAfter - notBefore
   const before = renewBeforeDays * DAY_MS
-  const latest = lifetime > 3 * before ? notAfter - before : notBefore + (lifetime * 2) / 3
-  return latest - (jitter * lifetime) / 50
+  return lifetime > 3 * before ? notAfter - before : notBefore + (lifetime * 2) / 3
 }
 
 /** From here on it is told that the certificate ends soon: by then two thirds of the attempts to renew it have failed. */
-export const expiringTime = ({ notBefore, notAfter }: Lifetime): number => notAfter - (notAfter - notBefore) / 10
+export const expiringTime = ({ notBefore, notAfter }: Omit<Lifetime, 'issuedAt'>): number =>
+  notAfter - (notAfter - notBefore) / 10
 
 /** The name of a certificate in the CA's renewal information (RFC 9773, section 4.1). undefined: it has none. */
 export function renewalId(cert: string): string | undefined {

@@ -53,7 +53,7 @@ export class Transport {
       // Of the two signals that could have ended it, the outer one is not the CA's fault.
       signal.throwIfAborted()
       const why = late.aborted ? `no answer within ${requestMs / 1000} s` : presentable((cause as Error).message)
-      throw new AcmeError(`Cannot reach ${host}: ${why}`)
+      throw new AcmeError(`Cannot reach ${host}: ${why}`, { kind: 'unreachable' })
     }
   }
 }
@@ -64,6 +64,7 @@ function refuse(host: string, status: number, data: unknown, retryAfterMs: numbe
   throw new AcmeError(problem ? `${host}: ${problem.sentence}` : `${host} answered with status ${status}`, {
     type: problem?.type,
     retryAfterMs,
+    kind: status === 429 || status >= 500 ? 'busy' : 'refused',
   })
 }
 
