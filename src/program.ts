@@ -23,8 +23,8 @@ export function makeProgram(): Command {
       '--admin <socket>',
       `admin socket of the running gateway (default: admin.socket of --config, else ${DEFAULT_SOCKET})`,
     )
-  const listing = (name: string, description: string) =>
-    program
+  const listing = (name: string, description: string, under = program) =>
+    under
       .command(name)
       .description(description)
       .addOption(adminOption())
@@ -118,6 +118,37 @@ export function makeProgram(): Command {
       process.exitCode = await showExplanation(client, listener, name, options)
     })
 
+  const certificates = listing(
+    'certificates',
+    'list the certificates: where they come from, when they expire, what went wrong',
+  ).action(async (options: ClientOptions) => {
+    const { listCertificates } = await import('./commands/certificates.ts')
+    process.exitCode = await listCertificates(options)
+  })
+  // Also where the options stand before the name of the command.
+  const merged = (own: ClientOptions): ClientOptions => ({ ...certificates.opts(), ...own })
+  listing('renew', 'renew a certificate now: files are read again, others are made or asked for', certificates)
+    .argument('<name>', 'its name, as "sluice certificates" shows it')
+    .action(async (name: string, options: ClientOptions) => {
+      const { renewCertificate } = await import('./commands/certificates.ts')
+      process.exitCode = await renewCertificate(name, merged(options))
+    })
+  listing('trust', "show how clients come to trust the authority of certificate 'self-signed'", certificates)
+    .option('--pem', 'print its certificate')
+    .action(async (options: ClientOptions & { pem?: boolean }) => {
+      const { trust } = await import('./commands/certificates.ts')
+      process.exitCode = await trust({ ...options, ...merged(options) })
+    })
+
+  listing('explain', 'say which route, carrier and target a connection would get, and what would stop it')
+    .argument('<client>', 'where it comes from: "192.0.2.7", or with a port')
+    .argument('<listener>', 'where it goes: "443", "192.0.2.1:443", "53/udp"')
+    .argument('[name]', 'the server name that it asks for')
+    .action(async (client: string, listener: string, name: string | undefined, options: ClientOptions) => {
+      const { showExplanation } = await import('./commands/explain.ts')
+      process.exitCode = await showExplanation(client, listener, name, options)
+    })
+
   listing('close', 'end one connection at both sides')
     .argument('<id>', 'its id, as "sluice connections" shows it')
     .action(async (id: string, options: ClientOptions) => {
@@ -170,6 +201,18 @@ export function makeProgram(): Command {
         process.exit(1)
       }
       // The configuration may have left timers or sockets behind: they are not ours to wait for.
+      await new Promise<void>((resolve) => process.stdout.write('', () => resolve()))
+      process.exit(0)
+    })
+  program
+    .command('provide', { hidden: true })
+    .argument('<module>')
+    .argument('<name>')
+    .action(async (module: string, name: string) => {
+      const { provide } = await import('./certificates/provider.ts')
+      // The last line is the answer's: what the module says goes elsewhere.
+      for (const say of ['log', 'info', 'debug'] as const) console[say] = console.error
+      process.stdout.write(`\n${await provide(module, name)}\n`)
       await new Promise<void>((resolve) => process.stdout.write('', () => resolve()))
       process.exit(0)
     })

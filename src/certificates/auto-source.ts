@@ -8,7 +8,8 @@ export interface Automatic {
   /** All names that are wanted from now on. */
   follow(names: string[]): void
   get(name: string): StoredCertificate | undefined
-  status(name: string): CertificateStatus
+  /** undefined: nobody wants the name. */
+  status(name: string): CertificateStatus | undefined
   /** Now, whatever the schedule; joins an order in flight. */
   renew(name: string): Promise<unknown>
   stop(): Promise<void>
@@ -35,24 +36,24 @@ export class AutoSource implements Source {
   }
 
   get lastError(): string | undefined {
-    return this.#status.lastError
+    return this.#status?.lastError
   }
 
   get nextAttempt(): number | undefined {
-    return timeOf(this.#status.nextAttemptAt)
+    return timeOf(this.#status?.nextAttemptAt)
   }
 
   get renewAt(): number | undefined {
-    return timeOf(this.#status.renewAt)
+    return timeOf(this.#status?.renewAt)
   }
 
-  get #status(): CertificateStatus {
+  get #status(): CertificateStatus | undefined {
     return this.acme.status(this.name)
   }
 
   async renew() {
     await this.acme.renew(this.name)
-    const { failures, lastError } = this.#status
+    const { failures, lastError } = this.#status ?? { failures: 0 }
     if (failures > 0 && lastError !== undefined) throw new Error(lastError)
     const why = this.pairs.length === 0 ? 'nothing was issued' : outOfTime(this.pairs, this.now())
     if (why) throw new Error(`Cannot use the new certificate for ${this.name}: ${why}`)

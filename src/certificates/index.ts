@@ -120,8 +120,7 @@ export class Certificates {
   /** null: no route asks for one of its certificates, and none is made to answer this. */
   async authorityView(): Promise<AuthorityView | null> {
     if (!this.#authority) return null
-    const { certificate, notAfter } = await this.#authority
-    return authorityView(this.#authorityDirectory, certificate, notAfter)
+    return authorityView(this.#authorityDirectory, (await this.#authority).certificate)
   }
 
   // ---- a configuration: first prepared, then followed ----

@@ -3,12 +3,18 @@
 import { pathToFileURL } from 'node:url'
 import { readText } from './pem.ts'
 import type { ProviderAnswer } from './module-source.ts'
+import { wordsOf } from './source.ts'
 
+/** One line of JSON. */
 export async function provide(module: string, name: string): Promise<string> {
+  return JSON.stringify(await provided(module, name).catch((error: unknown) => ({ error: wordsOf(error) })))
+}
+
+async function provided(module: string, name: string): Promise<ProviderAnswer> {
   const { default: give } = (await import(pathToFileURL(module).href)) as { default?: unknown }
   if (typeof give !== 'function')
     throw new Error('its default export is no function: write "export default (name) => ({ cert, key })"')
-  return JSON.stringify(await answerOf(await give(name)))
+  return answerOf(await give(name))
 }
 
 async function answerOf(given: unknown): Promise<ProviderAnswer> {

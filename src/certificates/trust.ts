@@ -15,7 +15,7 @@ export interface AuthorityView {
 
 export const authorityDirectory = (stateDir: string) => join(stateDir, 'authority')
 
-export function authorityView(directory: string, pem: string, notAfter: Date): AuthorityView {
+export function authorityView(directory: string, pem: string): AuthorityView {
   const certificate = new X509Certificate(pem)
   const digest = createHash('sha256').update(certificate.raw).digest('hex').toUpperCase()
   return {
@@ -23,6 +23,6 @@ export function authorityView(directory: string, pem: string, notAfter: Date): A
     certificate: pem,
     name: /^CN=(.+)$/m.exec(certificate.subject)?.[1] ?? certificate.subject,
     fingerprint: digest.match(/../g)!.join(':'),
-    notAfter: notAfter.toISOString(),
+    notAfter: certificate.validToDate.toISOString(),
   }
 }

@@ -9,7 +9,9 @@ export const provide: Provide = async (module, name, signal) => {
   const limits = { msMax: PROVIDER_MS_MAX, bytesMax: PROVIDER_ANSWER_BYTES_MAX }
   try {
     const printed = await runChild(['provide', module, name], { cwd: dirname(module), ...limits, signal })
-    return JSON.parse(printed) as ProviderAnswer
+    const answer = JSON.parse(printed.trimEnd().split('\n').at(-1)!) as ProviderAnswer | { error: string }
+    if (typeof answer === 'object' && 'error' in answer) throw new Error(answer.error)
+    return answer
   } catch (cause) {
     throw new Error(`Certificate module ${module}: ${(cause as Error).message}`, { cause })
   }
