@@ -51,10 +51,11 @@ export function makeProgram(): Command {
 
   program
     .command('plan')
-    .description('show route by route which carrier it gets, why, and the rules that would be applied; changes nothing')
+    .description('show route by route which carrier it gets, why, the rules that would be applied, and what a running gateway would change')
+    .addOption(adminOption())
     .addOption(configOption())
     .option('--json', 'print JSON')
-    .action(async (options: { config?: string; json?: boolean }) => {
+    .action(async (options: ClientOptions) => {
       const { showPlan } = await import('./commands/plan.ts')
       process.exitCode = await showPlan(options)
     })
@@ -165,9 +166,16 @@ export function makeProgram(): Command {
       process.exitCode = await drain(what, options)
     })
 
-  listing('reload', 'read the configuration again and apply what changed').action(async (options: ClientOptions) => {
-    const { act } = await import('./commands/client.ts')
-    process.exitCode = await act('POST', '/v1/reload', options)
+  listing('reload', 'read the configuration again and apply what changed')
+    .option('--confirm <duration>', 'take the change back unless "sluice confirm" follows within this time, "60s"')
+    .action(async (options: ClientOptions & { confirm?: string }) => {
+      const { reload } = await import('./commands/reload.ts')
+      process.exitCode = await reload(options)
+    })
+
+  listing('confirm', 'keep the change that waits for its confirmation').action(async (options: ClientOptions) => {
+    const { confirm } = await import('./commands/reload.ts')
+    process.exitCode = await confirm(options)
   })
 
   listing(

@@ -23,7 +23,7 @@ export async function run(options: { config?: string; check?: boolean }): Promis
   process.on('SIGINT', stop)
   process.on('SIGHUP', async () => {
     const result = await control.reload()
-    if (result.ok) log('info', 'Reloaded', result.changes)
+    if (result.ok) log('info', 'Reloaded', { ...result.changes })
     else
       for (const { path, message, remedy } of result.problems)
         log('error', `Not reloaded: ${path}: ${message} (${remedy})`)

@@ -5,6 +5,7 @@ import type { CloseReason } from '../connections/reasons.ts'
 import type { KernelPlane } from '../kernel/index.ts'
 import { leadsTo } from '../plan/endpoints.ts'
 import type { Endpoint, Plan, PlannedRoute } from '../plan/types.ts'
+import { effectOn } from './changes.ts'
 import type { Supervisor } from './supervisor.ts'
 
 export class Cutting {
@@ -16,19 +17,15 @@ export class Cutting {
     private readonly onError: (error: Error) => void,
   ) {}
 
-  /** Routes that are gone or go elsewhere: their connections finish, are cut, or are cut after a deadline, as the route says.
-   *  UDP does not finish: who is silent for a while and comes back must not meet a target that is no longer meant. */
+  /** Routes that are gone or go elsewhere: their connections finish, are cut, or are cut after a deadline, as the route says. */
   changed(before: Plan, next: Plan) {
     const now = new Map(next.routes.map((route) => [route.name, route]))
     for (const old of before.routes) {
-      const kept = now.get(old.name)
-      const deadlineMs = old.listens[0]!.protocol === 'udp' ? 0 : old.drainMs
-      if (deadlineMs === null) continue
-      if (!kept || doesElse(old, kept)) this.route(old, deadlineMs)
-      else {
-        const gone = old.endpoints.filter((one) => !kept.endpoints.some((other) => other.key === one.key))
-        if (gone.length > 0) this.#after(deadlineMs, () => this.endpoints(old, gone, 'drained'))
-      }
+      const effect = effectOn(old, now.get(old.name))
+      if (!effect) continue
+      const { deadlineMs, endpoints } = effect
+      if (endpoints) this.#after(deadlineMs, () => this.endpoints(old, endpoints, 'drained'))
+      else this.route(old, deadlineMs)
     }
   }
 
@@ -74,7 +71,3 @@ export class Cutting {
     this.#timers.clear()
   }
 }
-
-/** More has changed than its targets. */
-const doesElse = (a: PlannedRoute, b: PlannedRoute) => withoutTargets(a) !== withoutTargets(b)
-const withoutTargets = ({ user: { action } }: PlannedRoute) => JSON.stringify({ ...action, targets: undefined })

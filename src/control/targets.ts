@@ -80,6 +80,12 @@ export function connectionsTo(
   return count
 }
 
+/** Of one route, in all or to some of its endpoints. */
+export function connectionsOf(endpoints: Endpoint[] | null, totals: RouteTotals): number {
+  if (endpoints === null) return totals.now
+  return endpoints.reduce((sum, endpoint) => sum + totalsOf(endpoint, totals).now, 0)
+}
+
 /** "10.0.0.5:80", "[2001:DB8::5]:80", "DB.internal:5432", "10.0.0.5:preserve", "unix:/run/app.sock" in the plan's own spelling;
  *  undefined when it is none of them. */
 export function canonicalTarget(text: string): string | undefined {

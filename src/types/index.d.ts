@@ -1,14 +1,17 @@
 // What 'sluice' is to a program or a configuration that imports it: the one place where its types are written down but for the
 // configuration's, which come from its schema. src/index.ts is what is behind them.
 import type { Config } from '../config/schema.ts'
+import type { Changes } from '../observe/admin.ts'
 
 export type { Action, Config, Handler, Route, Security, Target, Timeouts, Tls } from '../config/schema.ts'
 export type { ConnectionRecord } from '../connections/record.ts'
+export type { Changes, RouteChange } from '../observe/admin.ts'
 
-/** What became of a change: which routes it added, removed, changed and left as they were; or every problem that it has.
+/** What became of a change: which routes it added, removed, changed and left as they were, and what that is to their connections; or
+ * every problem that it has.
  * @example if (!result.ok) for (const { path, message, remedy } of result.problems) console.log(path, message, remedy) */
 export type ReloadResult =
-  | { ok: true; changes: Record<string, string[]> }
+  | { ok: true; changes: Changes }
   | { ok: false; problems: { path: string; message: string; remedy: string }[] }
 
 /** Gives a configuration its type; returns it as it is.
