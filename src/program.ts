@@ -1,6 +1,6 @@
 // Every command with its options, in words: what runs the program, and what completion and the manual are made of. Building it
 // does nothing; each command loads only what it needs: a listing does not carry the gateway with it.
-import { Command, Option } from 'commander'
+import { Argument, Command, Option } from 'commander'
 import { DEFAULT_SOCKET, VERSION } from './base/about.ts'
 import type { ClientOptions } from './commands/client.ts'
 import type { TopOptions } from './commands/top.ts'
@@ -190,6 +190,34 @@ export function makeProgram(): Command {
     const { act } = await import('./commands/client.ts')
     process.exitCode = await act('POST', '/v1/stop', options)
   })
+
+  program
+    .command('completion')
+    .description('print what makes a shell complete commands, options, and names of the running gateway')
+    .addArgument(new Argument('<shell>', 'whose').choices(['bash', 'zsh', 'fish']))
+    .action(async (shell: string) => {
+      const { completion } = await import('./commands/completion.ts')
+      process.exitCode = completion(shell)
+    })
+
+  program
+    .command('man')
+    .description('print the manual page: sluice man | man -l -')
+    .action(async () => {
+      const { manual } = await import('./commands/man.ts')
+      process.stdout.write(manual(program))
+    })
+
+  // Not for people: what the completion of a shell asks.
+  program
+    .command('complete', { hidden: true })
+    .argument('[words...]')
+    .action(async (words: string[]) => {
+      const { answerCompletion } = await import('./commands/completion.ts')
+      await answerCompletion(program, words)
+      // A configuration may still be evaluated for the socket's path: nobody waits for that.
+      process.exit(0)
+    })
 
   // Not for people: the processes that control starts.
   program.command('worker', { hidden: true }).action(async () => {

@@ -17,6 +17,8 @@ const sets: Record<PackageSet, { contains: PackageSet[]; packages: string[] }> =
     packages: [
       ...['haproxy', 'nginx', 'libnginx-mod-stream', 'netcat-openbsd', 'strace', 'testssl.sh'],
       ...['postgresql', 'redis-server', 'openssh-server', 'python3-aiosmtpd'],
+      // What completion and the manual are for.
+      ...['zsh', 'fish', 'mandoc'],
       // ACME servers.
       ...['caddy', 'pebble'],
       // The programs alone: mariadb-server is a service, and many times as large.
