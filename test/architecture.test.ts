@@ -77,6 +77,7 @@ const EFFECTS: { effect: string; uses: RegExp; only: string[] }[] = [
   },
   { effect: 'Bun.listen', uses: /\bBun\.listen\b/, only: ['src/user/'] },
   { effect: 'Bun.connect', uses: /\bBun\.connect\b/, only: ['src/user/', 'src/channel/', 'src/kernel/conntrack.ts'] },
+  { effect: 'Redis', uses: /\bRedisClient\b|\bBun\.redis\b/, only: ['src/certificates/redis-connection.ts'] },
   { effect: 'Bun.serve', uses: /\bBun\.serve\b/, only: ['src/observe/', 'src/demo-backend.ts'] },
   {
     effect: 'effects of Bun under another name',

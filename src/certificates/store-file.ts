@@ -14,6 +14,8 @@ import { Watchers } from './store-watchers.ts'
 
 /** Not a word that a key could begin with. */
 const TEMPORARIES = 'TEMPORARY'
+/** A file that was being written this long ago is not written any more. */
+const LEFT_MS = 60_000
 /** How often a write or a lock is begun again because a directory or file was taken away beneath it. */
 const ATTEMPTS = 10
 const EWOULDBLOCK = 11
@@ -37,9 +39,13 @@ export class FileStore implements Store {
   static async open(root: string, lookMs: number = STORE_LOOK_MS): Promise<FileStore> {
     await privateDirectory(root)
     const store = new FileStore(root, lookMs)
-    // What a crash has left. A writer in another process that loses its file by this begins again.
-    await rm(store.#temporaries, { recursive: true, force: true })
     await mkdir(store.#temporaries, { recursive: true, mode: 0o700 })
+    // What a crash has left. Another process may be writing: what is young is its own, and losing one only makes it begin again.
+    for (const name of await readdir(store.#temporaries)) {
+      const path = join(store.#temporaries, name)
+      const { mtimeMs } = await stat(path).catch(() => ({ mtimeMs: Infinity }))
+      if (Date.now() - mtimeMs > LEFT_MS) await rm(path, { force: true })
+    }
     return store
   }
 

@@ -13,8 +13,14 @@ export class Watchers {
     return () => void this.#watchers.delete(watcher)
   }
 
+  /** Not during what has changed the key: what a watcher does or fails to do is no part of that. */
   tell(key: string) {
-    for (const { prefix, changed } of [...this.#watchers]) if (key.startsWith(prefix)) changed(key)
+    for (const watcher of this.#watchers) {
+      if (!key.startsWith(watcher.prefix)) continue
+      queueMicrotask(() => {
+        if (this.#watchers.has(watcher)) watcher.changed(key)
+      })
+    }
   }
 
   clear() {

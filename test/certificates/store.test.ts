@@ -1,7 +1,7 @@
 // What every store does, tried on both: the files of one gateway, and a Redis that several share.
 import { describe, expect, test } from 'bun:test'
 import { randomUUID } from 'node:crypto'
-import { readdir, stat } from 'node:fs/promises'
+import { readdir, rm, stat, utimes } from 'node:fs/promises'
 import { join } from 'node:path'
 import { FileStore } from '../../src/certificates/store-file.ts'
 import { RedisStore } from '../../src/certificates/store-redis.ts'
@@ -171,7 +171,14 @@ describe.each(kinds)('the store in %s', (kind, start) => {
       expect(isWhole((await store.get('torn'))!)).toBe(true)
       expect(await store.list('')).toEqual(['torn'])
     }
-    if (kind === 'files') expect(await readdir(join(place.where, 'TEMPORARY'))).toEqual([])
+    if (kind !== 'files') return
+    // What they have left is cleaned up, once it is sure that nobody writes it.
+    const temporaries = join(place.where, 'TEMPORARY')
+    await Bun.write(join(temporaries, 'one-more'), 'half a te')
+    const long = new Date(Date.now() - 120_000)
+    for (const name of await readdir(temporaries)) await utimes(join(temporaries, name), long, long)
+    await place.open()
+    expect(await readdir(temporaries)).toEqual([])
   }, 20_000)
 
   test('of 20 who want a lock exactly one has it, then the next one', async () => {
@@ -280,6 +287,34 @@ describe('the store in files', () => {
     await lock!.release()
     await store.delete('certificates/x/*.a.test')
     expect(await readdir(place.where)).toEqual(['TEMPORARY'])
+  })
+
+  test('opening it again, as an upgrade does, disturbs nobody who writes', async () => {
+    await using place = await inFiles()
+    const store = await place.open()
+    let done = false
+    const opening = (async () => {
+      while (!done) await place.open()
+    })()
+    for (let n = 0; n < 100; n++) {
+      await store.put('a/busy', longText(n))
+      expect(await store.get('a/busy')).toBe(longText(n))
+    }
+    done = true
+    await opening
+  })
+
+  test('tells of what a person takes away', async () => {
+    await using place = await inFiles()
+    const store = await place.open()
+    for (const key of ['a/b/x', 'a/b/y', 'a/z']) await store.put(key, 'x')
+    const told = new Set<string>()
+    store.watch('a/b/', (key) => told.add(key))
+    await until(() => told.size === 2, SOON_MS, 'what was put a moment ago is told')
+    told.clear()
+    await rm(join(place.where, 'a'), { recursive: true })
+    await until(() => told.size === 2, SOON_MS, 'what was taken away is told')
+    expect([...told].sort()).toEqual(['a/b/x', 'a/b/y'])
   })
 
   test('a damaged file is as good as none, a foreign one is left alone', async () => {

@@ -185,7 +185,7 @@ describe('who watches a Redis', () => {
     await other.put('a/1', 'x')
     await until(() => told.includes('a/1'), SOON_MS, 'the first is told')
     for (let round = 2; round < 5; round++) {
-      await Promise.all([redis.cli('client', 'kill', 'type', 'pubsub'), redis.cli('client', 'kill', 'type', 'normal')])
+      for (const type of ['pubsub', 'normal']) await redis.cli('client', 'kill', 'type', type)
       await until(() => other.put(`a/${round}`, 'x').then(() => true), SOON_MS, 'it is put')
       await until(() => told.includes(`a/${round}`), SOON_MS, `a/${round} is told`)
     }
