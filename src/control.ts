@@ -29,6 +29,7 @@ import { resolveNames } from './control/names.ts'
 import { provide } from './control/provide.ts'
 import { Observation } from './control/observation.ts'
 import { Reloads } from './control/reloads.ts'
+import type { ServiceManager } from './control/service-manager.ts'
 import { Supervisor } from './control/supervisor.ts'
 import { connectionsOf, connectionsTo, isNamed } from './control/targets.ts'
 import { carriedNow, routeView, type Carried } from './control/view.ts'
@@ -55,6 +56,8 @@ export interface ControlOptions {
   /** Read again by reload; also where inline handlers are found. */
   configFile?: string
   log?: Log
+  /** Who started us and wants to know. */
+  manager?: ServiceManager | null
   /** It hands its sockets over, and lets go of everything else when this one is ready. */
   predecessor?: Predecessor | null
 }
@@ -160,6 +163,22 @@ export class Control implements Gateway {
   /** The routes of the running configuration. */
   get configured(): Config['routes'] {
     return this.#config.routes
+  }
+
+  /** In one line. */
+  get summary(): string {
+    const connections = this.table.size + (this.#kernel.plane?.flows.size ?? 0)
+    return `routes: ${this.#plan.routes.length}, connections: ${connections}`
+  }
+
+  /** Whether the worker answers; that we do, whoever gets this answer knows. */
+  answers(): Promise<boolean> {
+    return this.#supervisor.answers()
+  }
+
+  /** Somebody has moved the file away. */
+  async reopenLogs(): Promise<void> {
+    await this.#accessLog?.reopen()
   }
 
   /** Resolves when the gateway has stopped. */
@@ -737,6 +756,8 @@ export class Control implements Gateway {
     this.events.stop()
     await this.#admin?.stop()
     await this.#observation?.stop()
+    // Before it says that it serves: only the main process is heard.
+    this.options.manager?.handedOver(pid)
     successor.release()
     await drained
     await this.#accessLog?.close()
@@ -766,6 +787,7 @@ export class Control implements Gateway {
 
   async #stop(graceMs: number, onStop: 'keep' | 'remove') {
     this.log('info', 'Stopping', { graceMs })
+    this.options.manager?.stopping()
     this.#leaveOff()
     await this.#certificates.stop()
     // Whatever is under way ends first: its outcome is undone below.

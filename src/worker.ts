@@ -109,6 +109,9 @@ export async function runWorker(): Promise<void> {
       case 'count':
         void plane.tellCounts((counts, isLast) => channel.send({ type: 'counted', counts, isLast }))
         return
+      case 'ping':
+        channel.send({ type: 'pong' })
+        return
       case 'stop':
         void plane.stop(message.graceMs).then(() => channel.send({ type: 'stopped' }))
         return

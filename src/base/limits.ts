@@ -212,6 +212,13 @@ export const RESYNC_MS_MAX = 60_000
  * written a second time. */
 export const WRITTEN_BYTES_MAX = 64 * 1024 * 1024
 
+/** A word to the service manager whose queue is full is said again after this time, this often. Above: it goes unsaid. */
+export const NOTIFY_RETRY_MS = 50
+export const NOTIFY_TRIES_MAX = 20
+
+/** A worker that is asked whether it lives and says nothing for this long does not. */
+export const WORKER_ANSWERS_MS_MAX = 2000
+
 /** Names of routes that are gone. Above: those without a live flow are forgotten. */
 export const NAMES_KEPT_MAX = 1000
 

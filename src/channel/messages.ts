@@ -112,6 +112,8 @@ export type ToWorker =
   | { type: 'sample'; request: number }
   /** What live connections have carried, as far as it was not told before. */
   | { type: 'count' }
+  /** Are you alive? */
+  | { type: 'ping' }
   /** Stop accepting, let connections finish for graceMs, cut the rest, exit. */
   | { type: 'stop'; graceMs: number }
 
@@ -131,6 +133,7 @@ export type ToControl =
     }
   /** Answers a count, in several pieces where there is much to tell. */
   | { type: 'counted'; counts: ConnectionCounts[]; isLast: boolean }
+  | { type: 'pong' }
   /** Accepting has paused for want of descriptors, or goes on; or the limit of descriptors is another. */
   | { type: 'accepting'; paused: boolean; limit: number }
   /** The sweep found so many connections that nothing would have ended any more, and ended them. */

@@ -1,6 +1,8 @@
 // sluice run: the gateway in the foreground, with its signals.
 import { Control } from '../control.ts'
 import { GatewayError } from '../control/changes.ts'
+import { ServiceManager } from '../control/service-manager.ts'
+import { makeLog } from '../observe/log.ts'
 import { Predecessor } from '../control/handover.ts'
 import { readConfig } from './shared.ts'
 
@@ -16,17 +18,40 @@ export async function run(options: { config?: string; check?: boolean }): Promis
     return 0
   }
   const predecessor = await Predecessor.find()
-  const control = new Control(read.config, { configFile: read.path, predecessor })
-  const { log } = control
+  const log = makeLog(read.config.log?.level ?? 'info')
+  const manager = ServiceManager.find(log)
+  const control = new Control(read.config, { configFile: read.path, predecessor, log, manager })
+  const heartbeat = { alive: () => control.answers(), status: () => control.summary }
+  const started = Promise.withResolvers<void>()
   const stop = () => void control.stop()
   process.on('SIGTERM', stop)
   process.on('SIGINT', stop)
-  process.on('SIGHUP', async () => {
-    const result = await control.reload()
-    if (result.ok) log('info', 'Reloaded', { ...result.changes })
-    else
-      for (const { path, message, remedy } of result.problems)
-        log('error', `Not reloaded: ${path}: ${message} (${remedy})`)
+  // logrotate has moved the file away, or an operator has changed the configuration: it is not told which.
+  const hangUp = async () => {
+    await started.promise
+    manager?.reloading()
+    try {
+      await control.reopenLogs().catch((error: Error) => log('error', `Cannot reopen the access log: ${error.message}`))
+      const result = await control.reload()
+      if (result.ok) log('info', 'Reloaded', { ...result.changes })
+      else
+        for (const { path, message, remedy } of result.problems)
+          log('error', `Not reloaded: ${path}: ${message} (${remedy})`)
+    } finally {
+      // Refused or not: it serves as before.
+      manager?.ready(heartbeat)
+    }
+  }
+  let hangingUp = Promise.resolve()
+  let waiting = 0
+  process.on('SIGHUP', () => {
+    // One that has not begun sees what this one is about.
+    if (waiting > 1) return
+    waiting++
+    hangingUp = hangingUp
+      .then(hangUp)
+      .catch((error: Error) => log('error', `Not reloaded: ${error.message}`))
+      .finally(() => waiting--)
   })
   // An error that nobody expected: what is known may be wrong from here on, so say where, and close in order. The kernel goes
   // on forwarding, as after a crash; the next start takes its flows over.
@@ -45,6 +70,8 @@ export async function run(options: { config?: string; check?: boolean }): Promis
   process.on('unhandledRejection', failed)
   try {
     await control.start()
+    manager?.ready(heartbeat)
+    started.resolve()
   } catch (error) {
     await control.done
     if (!(error instanceof Error)) throw error
@@ -52,5 +79,6 @@ export async function run(options: { config?: string; check?: boolean }): Promis
     return 1
   }
   await control.done
+  manager?.close()
   return (process.exitCode as number | undefined) ?? 0
 }

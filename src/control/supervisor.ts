@@ -1,7 +1,7 @@
 // Control's view of its worker process: start it, pass it descriptors and plans, start the next one when it dies. The
 // listening sockets are control's, so their backlog waits meanwhile and nobody is refused.
 import { readFile } from 'node:fs/promises'
-import { CHALLENGES_TOLD_MS_MAX } from '../base/limits.ts'
+import { CHALLENGES_TOLD_MS_MAX, WORKER_ANSWERS_MS_MAX } from '../base/limits.ts'
 import { TIMER_MS_MAX } from '../base/units.ts'
 import { Channel, closeEnds, openEnds } from '../channel/channel.ts'
 import type { HealthCheck, PlacedChallenges, ToControl, ToWorker, WorkerPlan } from '../channel/messages.ts'
@@ -41,6 +41,7 @@ export class Supervisor {
   #samples = new Map<number, (counts: Sampled['counts']) => void>()
   #nextSample = 1
   #counted: ((all: boolean) => void) | undefined
+  #ponged: (() => void) | undefined
   #stopTimer: ReturnType<typeof setTimeout> | undefined
   readonly #ready = Promise.withResolvers<void>()
   pid: number | null = null
@@ -93,6 +94,7 @@ export class Supervisor {
       this.#ready.resolve()
     }
     if (message.type === 'stopped') this.#stopped?.()
+    if (message.type === 'pong') this.#ponged?.()
     if (message.type === 'swept') this.swept += message.count
     if (message.type === 'accepting') {
       if (message.paused && this.accepting) this.acceptPauses++
@@ -117,6 +119,7 @@ export class Supervisor {
     for (const answer of this.#samples.values()) answer([])
     this.#samples.clear()
     this.#counted?.(false)
+    this.#ponged?.()
     this.#stopped?.()
     if (this.#stopping) return
     this.options.onDeath(idPrefix, child.signalCode ? `by ${child.signalCode}` : `with exit code ${child.exitCode}`)
@@ -235,6 +238,22 @@ export class Supervisor {
       resolve(all)
     }
     this.#channel.send({ type: 'count' })
+    return promise
+  }
+
+  /** Whether the worker answers, in time. true where there is none yet: the next one is on its way. */
+  answers(): Promise<boolean> {
+    if (!this.#channel || this.uid === null) return Promise.resolve(true)
+    // It has not answered the one before.
+    if (this.#ponged) return Promise.resolve(false)
+    const { promise, resolve } = Promise.withResolvers<boolean>()
+    const timer = setTimeout(() => resolve(false), WORKER_ANSWERS_MS_MAX)
+    this.#ponged = () => {
+      clearTimeout(timer)
+      this.#ponged = undefined
+      resolve(true)
+    }
+    this.#channel.send({ type: 'ping' })
     return promise
   }
 
