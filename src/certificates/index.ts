@@ -303,6 +303,8 @@ export class Certificates {
   /** Of one that is running out, or over: once, and once more when it is over. */
   #concern(source: Source) {
     const concern = concernOf(source, this.#now())
+    // ACME knows best when it should have been renewed, and tells it.
+    if (concern?.level === 'warn' && isAutomatic(source)) return
     const said = concern && `${concern.level} ${source.pairs.map(({ serialNumber }) => serialNumber).join()}`
     if (said === undefined || this.#said.get(source) === said) return
     this.#said.set(source, said)
