@@ -51,7 +51,9 @@ async function pebble(httpPort: number, tlsPort: number): Promise<acme.Client> {
   })
   const directoryUrl = `https://127.0.0.1:${port}/dir`
   // Its certificate is made for this test; who it is does not matter here.
+  const { httpsAgent } = acme.axios.defaults
   acme.axios.defaults.httpsAgent = new (await import('node:https')).Agent({ rejectUnauthorized: false })
+  later(() => void (acme.axios.defaults.httpsAgent = httpsAgent))
   while (!(await fetch(directoryUrl, { tls: { rejectUnauthorized: false } }).catch(() => null))) await Bun.sleep(20)
   const accountKey = await acme.crypto.createPrivateEcdsaKey()
   const client = new acme.Client({ directoryUrl, accountKey, backoffMin: 50, backoffMax: 500, backoffAttempts: 30 })
