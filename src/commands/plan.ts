@@ -1,4 +1,5 @@
 // sluice plan: what a configuration would do, and nothing done.
+import type { Config } from '../config/schema.ts'
 import { renderDifference } from '../kernel/index.ts'
 import { emptyState, isEmpty } from '../plan/kernel-state.ts'
 import type { Changes } from '../observe/admin.ts'
@@ -13,7 +14,7 @@ export async function showPlan(options: ClientOptions): Promise<number> {
   if (!read.ok) return read.exitCode
   const { plan: made, table: name } = await planned(read.config)
   const commands = isEmpty(made.kernel) ? [] : renderDifference(name, emptyState(), made.kernel)
-  const changes = await changesOfRunning(config, { ...options, config: read.path })
+  const changes = await changesOfRunning(read.config, { ...options, config: read.path })
   if (options.json) {
     const routes = made.routes.map(({ name, carrier, reason, number, required, listens }) => ({
       name,

@@ -32,15 +32,47 @@ export interface Gateway {
   authority(): Promise<AuthorityView | null>
   renewCertificate(name: string): Promise<RenewAnswer>
   metrics(): Promise<Exposition>
-  reload(): Promise<ReloadResult>
+  /** @param confirm a duration, as it came. */
+  reload(confirm?: unknown): Promise<ReloadResult>
+  confirm(): Promise<ConfirmAnswer>
+  /** What a configuration would change; nothing is done. */
+  preview(config: unknown): Promise<ReloadResult>
   setRoutes(routes: unknown): Promise<ReloadResult>
+  setRoute(name: string, route: unknown): Promise<ReloadResult>
+  /** null: there is no such route. */
+  removeRoute(name: string): Promise<ReloadResult | null>
   readonly events: Events
   /** Rejects when the new program does not get ready. */
   upgrade(): Promise<{ pid: number; version: string }>
   stop(): void
 }
 
-export type ReloadResult = { ok: true; changes: Record<string, string[]> } | { ok: false; problems: Problem[] }
+export interface RouteChange {
+  route: string
+  change: 'added' | 'removed' | 'changed'
+  /** What is another one, in the plan's words: "carrier user → kernel", "targets", "security". */
+  what: string[]
+  /** Of its live connections: those that go on, those that have a deadline, those that are cut at once. */
+  keeps: number
+  drains: number
+  cuts: number
+  /** How long the draining ones have. */
+  drainMs: number | null
+}
+
+export interface Changes {
+  added: string[]
+  removed: string[]
+  changed: string[]
+  untouched: string[]
+  /** All but the untouched ones. */
+  routes: RouteChange[]
+}
+
+/** unconfirmedUntil: it is taken back then (ISO 8601), unless it is confirmed. */
+export type ReloadResult =
+  { ok: true; changes: Changes; unconfirmedUntil?: string } | { ok: false; problems: Problem[] }
+export type ConfirmAnswer = { ok: true } | { ok: false; error: string }
 
 export interface TargetView {
   route: string
@@ -150,6 +182,14 @@ export function adminRoutes(gateway: Gateway): AdminRoutes {
           : Response.json({ error: `limit is a number from 1 to ${CLIENTS_LISTED_MAX}` }, { status: 400 })
       },
     },
+    '/v1/routes/:name': {
+      PUT: async (request) =>
+        act(await gateway.setRoute(request.params.name!, await request.json().catch(() => undefined))),
+      DELETE: async (request) => {
+        const result = await gateway.removeRoute(request.params.name!)
+        return result ? act(result) : Response.json({ error: `no route ${request.params.name!}` }, { status: 404 })
+      },
+    },
     '/v1/routes/:name/history': {
       GET: async (request) => {
         const history = await gateway.history(request.params.name!)
@@ -178,7 +218,19 @@ export function adminRoutes(gateway: Gateway): AdminRoutes {
         return gateway.events.subscribe(new URL(request.url).searchParams.get('route'))
       },
     },
-    '/v1/reload': { POST: async () => act(await gateway.reload()) },
+    '/v1/reload': {
+      POST: async (request) => {
+        const body = (await request.json().catch(() => null)) as { confirm?: unknown } | null
+        return act(await gateway.reload(body?.confirm))
+      },
+    },
+    '/v1/confirm': {
+      POST: async () => {
+        const answer = await gateway.confirm()
+        return answer.ok ? Response.json({ confirmed: true }) : Response.json({ error: answer.error }, { status: 409 })
+      },
+    },
+    '/v1/plan': { POST: async (request) => act(await gateway.preview(await request.json().catch(() => undefined))) },
     '/v1/upgrade': {
       POST: async (request, server) => {
         // A program takes seconds to start on a busy machine.
@@ -203,7 +255,7 @@ export const notFound = () => Response.json({ error: 'not found' }, { status: 40
 export const failed = (error: Error) => Response.json({ error: error.message }, { status: 500 })
 
 const act = (result: ReloadResult) =>
-  Response.json(result.ok ? { changes: result.changes } : { problems: result.problems }, {
+  Response.json(result.ok ? { ...result, ok: undefined } : { problems: result.problems }, {
     status: result.ok ? 200 : 422,
   })
 
