@@ -267,6 +267,7 @@ export class Control implements Gateway {
       totalsFile: join(this.#stateDir, 'totals.json'),
       accessLog: this.#accessLog,
       routes: () => this.#plan.routes,
+      states: () => this.#routesNow(),
       kernel: () => this.#kernel.plane,
       usableKernel: () => this.#kernel.usable,
       drains,

@@ -29,6 +29,7 @@ const STATE_COLOURS: Record<string, number> = {
   failed: 31,
   down: 31,
   expired: 31,
+  pending: 33,
 }
 const BOLD = 1
 

@@ -7,7 +7,7 @@ import { CapacityWatch, type Capacity, type KernelPlane } from '../kernel/index.
 import type { AccessLog } from '../observe/access-log.ts'
 import type { Exposition, TargetView } from '../observe/admin.ts'
 import type { Log } from '../observe/log.ts'
-import { Metrics, type CertificateSource, type WorkerView } from '../observe/metrics.ts'
+import { Metrics, type CertificateSource, type RouteState, type WorkerView } from '../observe/metrics.ts'
 import { OpenReports } from '../observe/open.ts'
 import { RefusalLog } from '../observe/refusals.ts'
 import type { PlannedRoute } from '../plan/types.ts'
@@ -23,6 +23,8 @@ export interface Observed {
   totalsFile: string
   accessLog: AccessLog | undefined
   routes(): readonly PlannedRoute[]
+  /** What carries each of them at this moment. */
+  states(): Iterable<RouteState>
   kernel(): KernelPlane | undefined
   /** Once it has taken over what an earlier life left. */
   usableKernel(): KernelPlane | undefined
@@ -137,6 +139,7 @@ export class Observation {
       *routes() {
         for (const { name } of routes()) yield name
       },
+      states: () => this.observed.states(),
       totals: (route: string) => table.totals(route),
       flows: () => {
         const plane = kernel()

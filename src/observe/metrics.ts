@@ -14,6 +14,7 @@ export interface MetricSources {
   version: string
   /** Those of the configuration. */
   routes(): Iterable<string>
+  states(): Iterable<RouteState>
   totals(route: string): RouteTotals
   /** Live kernel flows by route. */
   flows(): ReadonlyMap<string, number>
@@ -26,6 +27,13 @@ export interface MetricSources {
   worker(): WorkerView
   accessLogDropped(): number
   certificates: CertificateSource
+}
+
+/** What carries a route at this moment, and whether that is as planned. */
+export interface RouteState {
+  name: string
+  carrier: string
+  state: string
 }
 
 /** Of these only what has a certificate to show has a series. */
@@ -171,6 +179,14 @@ function familiesOf(sources: MetricSources): Family[] {
       if (unrouted > 0) yield sample({ route: '' }, unrouted)
     }
   gauge('sluice_connections', 'Live connections, by what carries them', () => connectionsNow(sources))
+  gauge(
+    'sluice_route_active',
+    '1: the route is carried as planned; 0: it is on its way there, in user space instead of the kernel, or not served',
+    function* () {
+      for (const { name, carrier, state } of sources.states())
+        yield sample({ route: name, carrier }, state === 'active' ? 1 : 0)
+    },
+  )
   counter(
     'sluice_connections_opened_total',
     'Connections that were opened',

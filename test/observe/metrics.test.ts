@@ -39,6 +39,7 @@ function sources(table: ConnectionTable, more: Partial<MetricSources> = {}): Met
   return {
     version: '1.2.3',
     routes: () => ['web'],
+    states: () => [],
     totals: (route) => table.totals(route),
     flows: () => new Map(),
     proxied: () => table.records(),
