@@ -7,6 +7,7 @@ import {
   FLEET_LOOK_MS,
   FLEET_PRESENCE_MS,
   FLEET_READY_MS,
+  STORE_PAUSE_MS,
 } from '../base/limits.ts'
 import type { StoreLog } from './store-kept.ts'
 import type { Store } from './store.ts'
@@ -31,6 +32,7 @@ export class Fleet {
   #readAgain = false
   #unwatch: (() => void) | undefined
   #timer: Timer | undefined
+  #again: Timer | undefined
   #stopped = false
 
   constructor(private readonly options: FleetOptions) {
@@ -67,6 +69,7 @@ export class Fleet {
     clearInterval(this.#timer)
     this.#unwatch?.()
     await this.#reading
+    clearTimeout(this.#again)
     await Promise.all([...this.#own].map(([id, challenge]) => this.#takeAway(id, challenge)))
     // The others need not wait for it.
     if (this.options.store.shared) await this.options.store.delete(`gateways/${this.options.id}`).catch(() => {})
@@ -85,10 +88,14 @@ export class Fleet {
     await store.put(`challenges/${id}`, JSON.stringify(challenge), { ttlMs: FLEET_CHALLENGE_MS })
     const deadline = performance.now() + readyMs
     for (;;) {
-      const waiting = await this.#waitingFor(id)
-      if (waiting.length === 0) return
+      const late = performance.now() > deadline
+      // A store that hesitates is no reason to give up a challenge that it has.
+      const waiting = await this.#waitingFor(id).catch((error: Error) => {
+        if (late) throw error
+      })
+      if (waiting?.length === 0) return
       if (this.#stopped) throw new Error(`Cannot answer a challenge for ${challenge.name}: the gateway stops`)
-      if (performance.now() > deadline) {
+      if (late && waiting) {
         const gateways = waiting.join(', ')
         log('warn', `Not every gateway that shares the store answers the challenge for ${challenge.name} yet`, {
           gateways,
@@ -129,8 +136,11 @@ export class Fleet {
         await this.#readOnce()
       }
     })()
-      // What was read last stays good, and the clock comes round.
-      .catch(() => {})
+      // What was read last stays good meanwhile.
+      .catch(() => {
+        clearTimeout(this.#again)
+        if (!this.#stopped) this.#again = setTimeout(() => this.#read(), STORE_PAUSE_MS)
+      })
       .finally(() => (this.#reading = undefined))
   }
 

@@ -300,7 +300,7 @@ describe('the store of the configuration', () => {
 })
 
 /** A gateway as far as challenges go. */
-async function gateway(redis: Redis, id: string, apply?: (challenges: Challenge[]) => Promise<void>) {
+async function gateway(redis: Redis, id: string, apply?: (challenges: Challenge[]) => Promise<void>, readyMs = 1000) {
   const store = new RedisStore(redis.url, { times, askMs: 200 })
   const answered: string[][] = [[]]
   const { said, log } = lines()
@@ -308,7 +308,7 @@ async function gateway(redis: Redis, id: string, apply?: (challenges: Challenge[
     store,
     id,
     log,
-    readyMs: 1000,
+    readyMs,
     apply: async (challenges) => {
       await apply?.(challenges)
       answered.push(challenges.map(({ name }) => name).sort())
@@ -390,6 +390,26 @@ describe('gateways that share a store', () => {
     await using _two = await gateway(redis, 'two', () => Promise.reject(new Error('no worker')))
     const takeAway = await one.fleet.place(http('a.test'))
     expect(one.said).toEqual([expect.stringContaining('Not every gateway')])
+    await takeAway()
+  })
+
+  withRedis('a store that hesitates is waited for', async () => {
+    await using redis = await Redis.start()
+    await using one = await gateway(redis, 'one', undefined, 5000)
+    const applying = Promise.withResolvers<void>()
+    const applied = Promise.withResolvers<void>()
+    await using two = await gateway(redis, 'two', () => (applying.resolve(), applied.promise))
+    const placing = one.fleet.place(http('a.test'))
+    await applying.promise
+    redis.signal('SIGSTOP')
+    // Longer than one command may take.
+    await Bun.sleep(times.answerMs + 100)
+    applied.resolve()
+    await Bun.sleep(times.answerMs + 100)
+    redis.signal('SIGCONT')
+    const takeAway = await placing
+    expect(two.answers()).toEqual(['a.test'])
+    expect(one.said).toEqual([])
     await takeAway()
   })
 
