@@ -21,6 +21,8 @@ const sets: Record<PackageSet, { contains: PackageSet[]; packages: string[] }> =
       ...['zsh', 'fish', 'mandoc'],
       // ACME servers.
       ...['caddy', 'pebble'],
+      // The dashboard's.
+      'chromium',
       // The programs alone: mariadb-server is a service, and many times as large.
       ...['mariadb-server-core', 'mariadb-client-core'],
     ],

@@ -116,6 +116,8 @@ export const forward = (name: string, ports: unknown, targets: unknown[], action
 export interface GatewayOptions {
   /** Fields beside the routes; admin, log and stateDir are in the gateway's own directory without being named. */
   config?: object
+  /** More of admin than its socket. */
+  admin?: object
   env?: Record<string, string>
   /** log.access.durable. */
   durable?: boolean
@@ -165,7 +167,7 @@ export class Gateway implements AsyncDisposable {
     writeFileSync(
       this.file,
       JSON.stringify({
-        admin: { socket: this.socket },
+        admin: { socket: this.socket, ...this.options.admin },
         log: {
           access: this.options.durable ? { file: this.accessLog, durable: true } : this.accessLog,
           level: 'debug',
