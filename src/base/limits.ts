@@ -386,6 +386,9 @@ export const HANDOVER_RELEASE_MS_MAX = 30_000
 /** How long connections in user space may go on in a program that has handed over. Above: they are cut. */
 export const HANDOVER_DRAIN_MS_MAX = 3_600_000
 
+/** How long a plan waits for the relay thread to close the ports that are given up: a turn of its loop. */
+export const LISTENER_CLOSES_MS_MAX = 1000
+
 /** How long a change may wait for its confirmation: a person has to look in between, and must not have forgotten it. */
 export const CONFIRM_MS_MIN = 1000
 export const CONFIRM_MS_MAX = 3_600_000

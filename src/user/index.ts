@@ -2,7 +2,7 @@
 // room; worker.ts gives it plans and descriptors and hears what became of each connection.
 import type { Socket } from 'bun'
 import { native } from '../base/native.ts'
-import { ACCEPT_LOOK_MS } from '../base/limits.ts'
+import { ACCEPT_LOOK_MS, LISTENER_CLOSES_MS_MAX } from '../base/limits.ts'
 import type {
   CheckResult,
   DialReport,
@@ -66,7 +66,7 @@ export class UserPlane implements Services {
   /** Their descriptors. */
   #listening = 0
   /** Stopped, and perhaps with a connection that is not known yet. */
-  readonly #leaving = new Set<Listening>()
+  readonly #leaving = new Map<Listening, Promise<void>>()
   readonly #deadlines = new Set<Drain>()
   readonly #checks: HealthChecks
   readonly #accepting: Accepting
@@ -178,7 +178,17 @@ export class UserPlane implements Services {
     this.#plan = plan
     for (const [name, { total }] of this.#counters) if (total === 0 && !routes.has(name)) this.#counters.delete(name)
     this.#listen(plan, descriptors, problems)
+    await this.#closed()
     return problems
+  }
+
+  /** The ports that were given up are free: somebody may want them back with the next plan. */
+  async #closed() {
+    if (this.#leaving.size === 0) return
+    const { promise: late, resolve } = Promise.withResolvers<void>()
+    const timer = setTimeout(resolve, LISTENER_CLOSES_MS_MAX)
+    await Promise.race([Promise.all(this.#leaving.values()), late])
+    clearTimeout(timer)
   }
 
   /** Routes of the plan anew, without the rest of it. */
@@ -312,11 +322,11 @@ export class UserPlane implements Services {
   #unlisten(key: string, listener: Listening) {
     this.#listeners.delete(key)
     this.#listening -= listener.descriptors
-    this.#leaving.add(listener)
-    void listener.stop().then(() => {
+    const gone = listener.stop().then(() => {
       this.#leaving.delete(listener)
       this.left()
     })
+    this.#leaving.set(listener, gone)
   }
 
   #accept(listener: Listener, socket: Socket<End>) {
