@@ -97,18 +97,22 @@ function whatDrops(base: ListedChain, items: Listed[], ours: Ours): string | nul
     for (const rule of rulesOf(items)) {
       if (rule.family !== base.family || rule.table !== base.table || rule.chain !== chain) continue
       if (acceptsOurs(rule, ours.base)) return 'passes'
-      if (isConditional(rule)) continue
       const verdict = verdictOf(rule)
+      if (stopsTcp(rule)) return { drops: ruleText(chain, `${verdict}" for TCP`) }
+      if (isConditional(rule)) continue
       if (verdict === 'accept') return 'passes'
       if (verdict === 'return') return 'returns'
-      if (verdict === 'drop' || verdict === 'reject')
-        return { drops: chain === base.name ? `its rule "${verdict}"` : `the rule "${verdict}" of chain ${chain}` }
+      if (verdict === 'drop' || verdict === 'reject') return { drops: ruleText(chain, `${verdict}"`) }
       const target = targetOf(rule)
       if (target === undefined) continue
       const outcome = walk(target, depth + 1)
       if (outcome !== 'returns' || verdict === 'goto') return outcome
     }
     return 'returns'
+  }
+
+  function ruleText(chain: string, rule: string): string {
+    return chain === base.name ? `its rule "${rule}` : `the rule "${rule} of chain ${chain}`
   }
 }
 
@@ -139,6 +143,14 @@ function targetOf(rule: ListedRule): string | undefined {
 
 /** Not for every packet: a match, a limit, a verdict map. */
 const isConditional = (rule: ListedRule) => rule.expr.some((statement) => !isHarmless(statement))
+
+/** "reject with tcp reset" is for TCP by its nature, and nft says so before it. */
+function stopsTcp(rule: ListedRule): boolean {
+  const verdict = verdictOf(rule)
+  const conditions = rule.expr.filter((statement) => !isHarmless(statement))
+  const isTcp = ({ match }: Statement) => same(match, { op: '==', left: { meta: { key: 'l4proto' } }, right: 'tcp' })
+  return (verdict === 'drop' || verdict === 'reject') && conditions.length > 0 && conditions.every(isTcp)
+}
 
 const isHarmless = (statement: Statement) =>
   'xt' in statement ? xtOf(statement)?.type === 'target' : Object.keys(statement).every((key) => HARMLESS.includes(key))

@@ -42,7 +42,9 @@ export function nearestListens({ routes }: Plan, { port, protocol }: Asked): str
     .filter((one) => one.protocol === protocol)
     .toSorted((a, b) => away(a) - away(b))) {
     const where = `${address === null ? '' : `${address} port `}${from === to ? from : `${from}-${to}`}`
-    near.set(where, [...(near.get(where) ?? []), name])
+    const names = near.get(where)
+    if (names) names.push(name)
+    else near.set(where, [name])
   }
   return [...near].slice(0, NEAR_MAX).map(([where, names]) => `${where} (${quoted(names)})`)
 }

@@ -161,3 +161,18 @@ test('chains are read as far as every packet comes, each once', () => {
   ]
   expect(chainsToRead(items, ours).map(({ chain }) => chain)).toEqual(['forward', 'a', 'c'])
 })
+
+test('I10: a rule that stops all of TCP does, one that lets it through says nothing of UDP', () => {
+  const tcp = { match: { op: '==', left: { meta: { key: 'l4proto' } }, right: 'tcp' } }
+  const udp = { match: { op: '==', left: { meta: { key: 'l4proto' } }, right: 'udp' } }
+  const drops = (...rules: Record<string, unknown>[][]) => {
+    const where = { family: 'inet', table: 'fw' }
+    const chain = { ...where, name: 'forward', hook: 'forward', policy: 'accept' }
+    const listed = rules.map((expr, handle) => ({ rule: { ...where, chain: 'forward', handle, expr } }))
+    return foreignForwardFindings([{ chain }, ...listed], ours).map((finding) => finding.drops)
+  }
+  expect(drops([tcp, { reject: { type: 'tcp reset' } }])).toEqual(['its rule "reject" for TCP'])
+  expect(drops([tcp, { counter: null }, { drop: null }])).toEqual(['its rule "drop" for TCP'])
+  expect(drops([udp, { drop: null }])).toEqual([])
+  expect(drops([tcp, { accept: null }], [{ drop: null }])).toEqual(['its rule "drop"'])
+})

@@ -200,7 +200,7 @@ test('I10: a foreign chain that drops what is forwarded is found, with the words
     `verdict           the kernel carries it to ${lab.backend.address4}:${backend.port}`,
   ])
   await lab.gateway.nft(`table inet fw {
-    chain strict { type filter hook forward priority filter; policy accept; reject
+    chain strict { type filter hook forward priority filter; policy accept; reject with tcp reset
     }
   }`)
   await expect(Talker.connect(lab.client, lab.gateway.clientSide4, 8400)).rejects.toThrow('refused')
