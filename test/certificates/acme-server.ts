@@ -2,7 +2,6 @@
 // renewal information, limits, wrong answers or none. It asks the test itself whether a challenge stands, not the network.
 import { createHmac, createPublicKey, randomBytes, verify } from 'node:crypto'
 import * as x509 from '../../src/certificates/x509.ts'
-import { Pkcs10CertificateRequest } from '@peculiar/x509'
 
 type Jwk = Record<string, unknown>
 
@@ -217,7 +216,7 @@ export class AcmeServer implements Disposable {
 
   async #issue(name: string, csr: string): Promise<string> {
     const { keys, cert } = await this.#ca
-    const request = new Pkcs10CertificateRequest(Buffer.from(csr, 'base64url'))
+    const request = new x509.Pkcs10CertificateRequest(Buffer.from(csr, 'base64url'))
     const notBefore = this.script.now?.() ?? Date.now()
     const leaf = await x509.X509CertificateGenerator.create({
       ...{

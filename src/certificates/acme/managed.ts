@@ -1,0 +1,348 @@
+// One name's certificate for as long as a route wants it: loaded, issued, renewed in time, and tried again after failures. All
+// of it is one task at a time, woken by a timer, the store or a person.
+import { setTimeout as pause } from 'node:timers/promises'
+import { ISSUE_LOOK_MS, ORDER_MS_MAX, RENEWAL_LOOK_MS, STORE_RETRY_MS } from '../../base/limits.ts'
+import type { Lock, Store } from '../store.ts'
+import type { CertificateEvent, CertificateStatus, Challenge, ChallengeType, StoredCertificate } from '../types.ts'
+import type { Authority } from './authority.ts'
+import { retryDelay } from './backoff.ts'
+import { order } from './order.ts'
+import { AcmeError, presentable } from './problem.ts'
+import { Records, type Attempts } from './records.ts'
+import { expiringTime, renewalTime, type RenewalWindow } from './renewal.ts'
+
+export interface ManagedOptions {
+  authority: Authority
+  store: Store
+  renewBeforeDays: number
+  offers(name: string): ChallengeType[]
+  place(challenge: Challenge): Promise<() => Promise<void>>
+  changed(name: string, issued: StoredCertificate): void
+  event(event: CertificateEvent): void
+  log(level: 'debug' | 'info' | 'warn', message: string, fields?: Record<string, unknown>): void
+  now(): number
+  random(): number
+  /** Calls once after that time; returns how not to. */
+  timer(ms: number, wake: () => void): () => void
+  orderMs?: number | undefined
+}
+
+interface Waiter {
+  resolve(issued: StoredCertificate): void
+  reject(cause: unknown): void
+}
+
+const DAY_MS = 86_400_000
+/** Between two steps of one name, whatever seems to be due. */
+const STEP_MS_MIN = 1000
+
+export class ManagedCertificate {
+  #held: StoredCertificate | undefined
+  #attempts: Attempts = { failures: 0 }
+  /** The CA's wish, and when it is asked for it again. */
+  #window: RenewalWindow | undefined
+  #lookAt = 0
+  #toldExpiring = false
+  /** The store was away: what is held may be newer than what it has. */
+  #unsaved = false
+  #storeFailed = false
+  #running: Promise<void> | undefined
+  #again = false
+  #cancel = () => {}
+  /** Ends the wait for another gateway. */
+  #nudge = () => {}
+  #ended = new AbortController()
+  #waiters: Waiter[] = []
+  #records: Records
+
+  constructor(
+    readonly name: string,
+    private readonly options: ManagedOptions,
+  ) {
+    this.#records = new Records(options.store, options.authority.id, name)
+  }
+
+  get held(): StoredCertificate | undefined {
+    return this.#held
+  }
+
+  /** Something may have to be done now. */
+  wake(): void {
+    if (this.#ended.signal.aborted) return
+    if (this.#running) {
+      this.#again = true
+      this.#nudge()
+      return
+    }
+    this.#cancel()
+    this.#running = this.#steps().finally(() => {
+      this.#running = undefined
+      this.#schedule()
+    })
+  }
+
+  /** Asks for a new certificate now, or joins the one that is being asked for. */
+  renew(): Promise<StoredCertificate> {
+    if (this.#ended.signal.aborted) return Promise.reject(new Error(`No certificate is kept for ${this.name}`))
+    return new Promise((resolve, reject) => {
+      this.#waiters.push({ resolve, reject })
+      this.wake()
+    })
+  }
+
+  status(): CertificateStatus {
+    const { failures, lastError, nextAttemptAt } = this.#attempts
+    const good = this.#held !== undefined && Date.parse(this.#held.notAfter) > this.options.now()
+    return {
+      state: good ? 'valid' : failures > 0 ? 'failed' : 'pending',
+      failures,
+      ...(lastError === undefined ? {} : { lastError }),
+      ...(nextAttemptAt === undefined ? {} : { nextAttemptAt }),
+      ...(this.#held ? { notAfter: this.#held.notAfter, renewAt: iso(this.#renewAt(this.#held)) } : {}),
+    }
+  }
+
+  /** Safe at any moment; what was begun at the CA is taken up by the next one for this name. */
+  async end(): Promise<void> {
+    this.#ended.abort(new Error(`The certificate of ${this.name} is not wanted any more`))
+    this.#cancel()
+    this.#answer(({ reject }) => reject(this.#ended.signal.reason))
+    await this.#running
+  }
+
+  async #steps(): Promise<void> {
+    do {
+      this.#again = false
+      try {
+        await this.#step()
+        this.#storeFailed = false
+      } catch (cause) {
+        if (this.#ended.signal.aborted) return
+        // What the CA says is dealt with where it was asked: this is the store, or a lock that was lost.
+        this.#storeFailed = true
+        const message = presentable((cause as Error).message)
+        this.options.log('warn', `Cannot look after the certificate of ${this.name}: ${message}`)
+        this.#answer(({ reject }) => reject(cause))
+      }
+    } while (this.#again)
+  }
+
+  async #step(): Promise<void> {
+    await this.#load()
+    if (this.#unsaved) await this.#save()
+    await this.#look()
+    this.#tellExpiring()
+    if (this.#waiters.length || this.#isDue()) await this.#issue()
+  }
+
+  async #load(): Promise<void> {
+    const stored = await this.#records.certificate()
+    if (stored && (!this.#held || stored.issuedAt > this.#held.issuedAt)) {
+      const replaced = this.#held !== undefined
+      this.#unsaved = false
+      this.#take(stored)
+      if (replaced) this.#tell({ what: 'replaced', notAfter: stored.notAfter })
+    }
+    // Second: a shared store that is away still has the certificates, and they are served.
+    this.#attempts = await this.#records.attempts()
+  }
+
+  async #save(): Promise<void> {
+    if (this.#held) await this.#records.putCertificate(this.#held)
+    this.#unsaved = false
+  }
+
+  #take(issued: StoredCertificate): void {
+    this.#held = issued
+    this.#window = undefined
+    this.#lookAt = 0
+    this.#toldExpiring = false
+    this.options.changed(this.name, issued)
+  }
+
+  /** What the CA wishes, when it is time to ask. It may be away: that is no failure. */
+  async #look(): Promise<void> {
+    const { authority, now, log } = this.options
+    if (!this.#held || now() < this.#lookAt) return
+    this.#lookAt = now() + RENEWAL_LOOK_MS
+    const leave = await authority.slots.enter(this.#ended.signal)
+    try {
+      const { window, lookAgainMs } = await authority.renewalInfo(this.#held.cert, this.#ended.signal)
+      this.#window = window
+      this.#lookAt = now() + lookAgainMs
+    } catch (cause) {
+      this.#ended.signal.throwIfAborted()
+      log('debug', `No renewal information for ${this.name}: ${presentable((cause as Error).message)}`)
+    } finally {
+      leave()
+    }
+  }
+
+  #tellExpiring(): void {
+    const { held } = this
+    if (!held || this.#toldExpiring || this.options.now() < this.#expiringAt(held)) return
+    this.#toldExpiring = true
+    const { lastError, nextAttemptAt } = this.#attempts
+    this.options.log('warn', `The certificate of ${this.name} ends at ${held.notAfter}`, { name: this.name, lastError })
+    this.#tell({
+      what: 'expiring',
+      notAfter: held.notAfter,
+      ...(lastError === undefined ? {} : { error: lastError }),
+      ...(nextAttemptAt === undefined ? {} : { nextAttemptAt }),
+    })
+  }
+
+  #isDue(): boolean {
+    const now = this.options.now()
+    return now >= this.#nextAttempt() && (!this.#held || now >= this.#renewAt(this.#held))
+  }
+
+  #nextAttempt(): number {
+    return this.#attempts.nextAttemptAt === undefined ? 0 : Date.parse(this.#attempts.nextAttemptAt)
+  }
+
+  #renewAt(held: StoredCertificate): number {
+    return renewalTime(lifetime(held), this.options.renewBeforeDays, held.jitter, this.#window)
+  }
+
+  #expiringAt = (held: StoredCertificate): number => expiringTime(lifetime(held))
+
+  /** Asks the CA, or waits for the gateway that does. */
+  async #issue(): Promise<void> {
+    const { authority } = this.options
+    const { signal } = this.#ended
+    const before = this.#held?.issuedAt
+    const giveUp = performance.now() + 2 * ORDER_MS_MAX
+    for (;;) {
+      const leave = await authority.slots.enter(signal)
+      try {
+        const lock = await this.#records.lock()
+        if (lock) {
+          await this.#issueLocked(lock, before).finally(() => lock.release().catch(() => {}))
+          return
+        }
+      } finally {
+        leave()
+      }
+      if (performance.now() > giveUp) throw new Error('another gateway has been asking for it for too long')
+      await this.#otherGateway()
+      await this.#load()
+      if (this.#isSettled(before)) return
+    }
+  }
+
+  /** Until something has changed in the store, or it is time to look without being told. */
+  async #otherGateway(): Promise<void> {
+    const nudged = new AbortController()
+    this.#nudge = () => nudged.abort()
+    await pause(ISSUE_LOOK_MS, undefined, { signal: AbortSignal.any([nudged.signal, this.#ended.signal]) }).catch(
+      () => {},
+    )
+    this.#ended.signal.throwIfAborted()
+  }
+
+  /** Another gateway has got it, or has failed just now. */
+  #isSettled(before: string | undefined): boolean {
+    if (this.#held && this.#held.issuedAt !== before) {
+      this.#answerHeld()
+      return true
+    }
+    return this.#waiters.length === 0 && !this.#isDue()
+  }
+
+  async #issueLocked(lock: Lock, before: string | undefined): Promise<void> {
+    await this.#load()
+    if (this.#isSettled(before)) return
+    try {
+      const issued = await this.#order(AbortSignal.any([this.#ended.signal, lock.lost]))
+      this.#attempts = { failures: 0 }
+      this.#take(issued)
+      this.#unsaved = true
+      const { notAfter } = issued
+      this.options.log('info', `Got a certificate for ${this.name}`, { name: this.name, notAfter })
+      this.#tell({ what: before === undefined ? 'issued' : 'renewed', notAfter })
+      this.#answerHeld()
+    } catch (cause) {
+      this.#ended.signal.throwIfAborted()
+      lock.lost.throwIfAborted()
+      await this.#fail(cause)
+      return
+    }
+    await this.#save()
+  }
+
+  async #order(signal: AbortSignal): Promise<StoredCertificate> {
+    const { authority, store, offers, place, log, now, random, orderMs } = this.options
+    const offered = offers(this.name)
+    if (offered.length === 0) throw new AcmeError('No port of this gateway can answer a challenge of the CA')
+    const attempt = async (): Promise<StoredCertificate> => {
+      const session = await authority.session(signal)
+      const replaces = this.#held && (await authority.replacing(this.#held.cert, signal))
+      try {
+        return await order({
+          ...session,
+          ...{ name: this.name, store, storeKey: this.#records.orderKey, offers: offered, place, replaces, signal },
+          failures: this.#attempts.failures,
+          ...(orderMs === undefined ? {} : { orderMs }),
+          warn: (message) => log('warn', message),
+          ...{ now, random },
+        })
+      } catch (cause) {
+        if ((cause as AcmeError).type === 'accountDoesNotExist') await authority.forget(session.account)
+        throw cause
+      }
+    }
+    return attempt().catch((cause) => {
+      if ((cause as AcmeError).type !== 'accountDoesNotExist') throw cause
+      log('warn', 'The CA does not know the account any more; making a new one')
+      return attempt()
+    })
+  }
+
+  async #fail(cause: unknown): Promise<void> {
+    const { now, random, log } = this.options
+    const error = presentable((cause as Error).message)
+    const failures = this.#attempts.failures + 1
+    const retryAfterMs = cause instanceof AcmeError ? cause.retryAfterMs : undefined
+    const nextAttemptAt = iso(now() + retryDelay(failures, random(), retryAfterMs))
+    this.#attempts = { failures, lastError: error, nextAttemptAt }
+    log('warn', `Cannot get a certificate for ${this.name}: ${error}`, { name: this.name, failures, nextAttemptAt })
+    this.#tell({ what: 'failed', error, nextAttemptAt, ...(this.#held ? { notAfter: this.#held.notAfter } : {}) })
+    this.#answer(({ reject }) => reject(cause))
+    await this.#records.putAttempts(this.#attempts)
+  }
+
+  #schedule(): void {
+    const { now, timer } = this.options
+    if (this.#ended.signal.aborted) return
+    const times = [now() + DAY_MS]
+    if (this.#storeFailed || this.#unsaved) times.push(now() + STORE_RETRY_MS)
+    else if (!this.#held) times.push(this.#nextAttempt())
+    else {
+      times.push(Math.max(this.#renewAt(this.#held), this.#nextAttempt()), this.#lookAt)
+      if (!this.#toldExpiring) times.push(this.#expiringAt(this.#held))
+    }
+    this.#cancel = timer(Math.max(Math.min(...times) - now(), STEP_MS_MIN), () => this.wake())
+  }
+
+  #answer(act: (waiter: Waiter) => void): void {
+    for (const waiter of this.#waiters.splice(0)) act(waiter)
+  }
+
+  #answerHeld(): void {
+    const { held } = this
+    if (held) this.#answer(({ resolve }) => resolve(held))
+  }
+
+  #tell(event: Omit<CertificateEvent, 'name' | 'source'>): void {
+    this.options.event({ name: this.name, source: 'auto', ...event })
+  }
+}
+
+const lifetime = ({ notBefore, notAfter, issuedAt }: StoredCertificate) => ({
+  notBefore: Date.parse(notBefore),
+  notAfter: Date.parse(notAfter),
+  issuedAt: Date.parse(issuedAt),
+})
+
+const iso = (ms: number): string => new Date(ms).toISOString()
