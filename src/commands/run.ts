@@ -2,7 +2,7 @@
 import { Control } from '../control.ts'
 import { GatewayError } from '../control/changes.ts'
 import { ServiceManager } from '../control/service-manager.ts'
-import { makeLog } from '../observe/log.ts'
+import { isJournal, makeLog } from '../observe/log.ts'
 import { Predecessor } from '../control/handover.ts'
 import { readConfig } from './shared.ts'
 
@@ -18,7 +18,7 @@ export async function run(options: { config?: string; check?: boolean }): Promis
     return 0
   }
   const predecessor = await Predecessor.find()
-  const log = makeLog(read.config.log?.level ?? 'info')
+  const log = makeLog(read.config.log?.level ?? 'info', await isJournal())
   const manager = ServiceManager.find(log)
   const control = new Control(read.config, { configFile: read.path, predecessor, log, manager })
   const heartbeat = { alive: () => control.answers(), status: () => control.summary }
