@@ -14,6 +14,7 @@ import { Clients } from './connections/clients.ts'
 import type { ConnectionRecord } from './connections/record.ts'
 import type { HealthChange } from './connections/health.ts'
 import { ConnectionTable } from './connections/table.ts'
+import { AcmeService } from './control/acme.ts'
 import { readAuthorities } from './control/authorities.ts'
 import { GatewayError } from './control/changes.ts'
 import { KernelStart } from './control/kernel-start.ts'
@@ -38,6 +39,7 @@ import { AccessLog } from './observe/access-log.ts'
 import { Admin, type Gateway } from './observe/admin.ts'
 import { Events } from './observe/events.ts'
 import { makeLog, type Log } from './observe/log.ts'
+import { challengesFor } from './plan/challenge.ts'
 import { configuredRoutes } from './plan/default.ts'
 import { emptyState, isEmpty } from './plan/kernel-state.ts'
 import { DEFAULT_MARK_BASE, noFacts, plan as makePlan, retarget } from './plan/plan.ts'
@@ -75,7 +77,10 @@ export class Control implements Gateway {
   #config: Config
   #plan: Plan = { routes: [], listeners: [], limits: null, reservations: [], kernel: emptyState() }
   #facts: Facts
-  readonly #listeners = new Listeners(() => this.#workerHasApplied())
+  readonly #listeners = new Listeners(
+    () => this.#workerHasApplied(),
+    (message) => this.log('warn', `${message}; certificate authorities that look there find it (HTTP-01 will fail)`),
+  )
   readonly #leastConnections = new LeastConnections(
     ({ number, name }) => ({
       active: this.#kernel.plane?.flows.countByTarget(number) ?? new Map(),
@@ -93,6 +98,8 @@ export class Control implements Gateway {
   #generation = 0
   #applied = { generation: 0, problems: new Map<string, string>() }
   #changing: Promise<unknown> = Promise.resolve()
+  /** What was handed to the kernel last is there when it resolves. */
+  #inKernel: Promise<void> | undefined
   #resolveTimer: ReturnType<typeof setInterval> | undefined
   /** No number up to this one is given to a new route: flows of a route that has gone may carry it still. */
   #highestNumber = 0
@@ -118,7 +125,18 @@ export class Control implements Gateway {
     this.log = options.log ?? makeLog(config.log?.level ?? 'info')
     this.#certificates = new Certificates({
       stateDir: this.#stateDir,
-      openAcme: null,
+      openAcme: (hooks) =>
+        new AcmeService(
+          {
+            log: this.log,
+            stateDir: this.#stateDir,
+            config: () => this.#config,
+            offers: (name) => challengesFor(this.#config, name),
+            read: (challenging) => this.#readChallenges(challenging),
+            answer: (challenges) => this.#supervisor.updateChallenges(challenges),
+          },
+          hooks,
+        ),
       provide,
       log: this.log,
       event: (event) => this.events.certificate(event),
@@ -331,6 +349,15 @@ export class Control implements Gateway {
     })
   }
 
+  /** Whether what comes to the challenge port is read. Resolves when that is so for the next connection: in the worker, and because
+   *  the kernel has let go of the port. */
+  async #readChallenges(challenging: boolean) {
+    this.#facts.challenging = challenging
+    await this.#carryOutAgain()
+    await this.#inKernel
+    await this.#workerHasApplied()
+  }
+
   #planFor(config: Config, facts: Facts): Plan {
     const { plane } = this.#kernel
     const inUse = plane?.flows.numbers().keys() ?? []
@@ -362,6 +389,7 @@ export class Control implements Gateway {
     await this.#listeners.checkRanges(listensOf(next), listensOf(before))
     const opened = await this.#listeners.open(next.listeners, next.reservations)
     const applied = this.#applyKernel(next)
+    this.#inKernel = applied
     if (required.length > 0 && applied)
       try {
         await applied
@@ -380,7 +408,10 @@ export class Control implements Gateway {
     this.#highestNumber = next.routes.reduce((highest, route) => Math.max(highest, route.number), this.#highestNumber)
     const workerPlan: WorkerPlan = {
       generation: ++this.#generation,
-      listeners: next.listeners.map((listener) => ({ ...listener, descriptor: this.#listeners.tag(listener.key) })),
+      listeners: next.listeners.flatMap((listener) => {
+        const descriptor = this.#listeners.tag(listener.key)
+        return descriptor === undefined ? [] : [{ ...listener, descriptor }]
+      }),
       routes,
       listens: listensOf(next).filter((listen) => listen.protocol === 'tcp'),
       limits: next.limits,

@@ -386,6 +386,9 @@ export const HANDOVER_RELEASE_MS_MAX = 30_000
 /** How long connections in user space may go on in a program that has handed over. Above: they are cut. */
 export const HANDOVER_DRAIN_MS_MAX = 3_600_000
 
+/** How long the challenge port is still read after the last challenge: the next name is asked for within this. */
+export const CHALLENGE_LINGER_MS = 5000
+
 /** How long a plan waits for the relay thread to close the ports that are given up: a turn of its loop. */
 export const LISTENER_CLOSES_MS_MAX = 1000
 

@@ -48,10 +48,16 @@ export class Listeners {
   readonly #reserved = new Map<string, Held>()
   /** From an earlier life, until the first plan has taken what it needs: "tcp [::]:443" → descriptor. */
   readonly #inherited = new Map<string, number>()
+  /** Those that it does without; a handful. */
+  readonly #missed = new Set<string>()
   #nextTag = 1
 
-  /** @param workerCloses resolves when the worker has closed what it was told to; false: there was nothing to wait for. */
-  constructor(private readonly workerCloses: () => Promise<boolean>) {}
+  /** @param workerCloses resolves when the worker has closed what it was told to; false: there was nothing to wait for.
+   *  @param without told of a port that another program has, and that the gateway can do without. */
+  constructor(
+    private readonly workerCloses: () => Promise<boolean>,
+    private readonly without: (message: string) => void,
+  ) {}
 
   get size() {
     return this.#byKey.size
@@ -77,8 +83,9 @@ export class Listeners {
     return fd
   }
 
-  tag(key: string): number {
-    return this.#byKey.get(key)!.tag
+  /** undefined: the gateway does without it, because another program has the port. */
+  tag(key: string): number | undefined {
+    return this.#byKey.get(key)?.tag
   }
 
   /** tag → descriptor of those listeners. */
@@ -90,9 +97,10 @@ export class Listeners {
   async open(listeners: PlannedListener[], reservations: Plan['reservations'] = []): Promise<Opened> {
     const opened: Opened = { listeners: [], reservations: [] }
     try {
-      for (const { key, address, port } of listeners) {
+      for (const { key, address, port, optional } of listeners) {
         if (this.#byKey.has(key)) continue
-        const fd = this.#take('tcp', key) ?? (await this.#listen(key, address, port))
+        const fd = this.#take('tcp', key) ?? (await this.#listen(key, address, port, optional))
+        if (fd === null) continue
         const listener = { key, port, fd, tag: this.#nextTag++ }
         this.#byKey.set(key, listener)
         opened.listeners.push(listener)
@@ -141,7 +149,8 @@ export class Listeners {
     return held.has(formatEnd(address, port)) || held.has(formatEnd(ANY, port))
   }
 
-  async #listen(key: string, address: string, port: number): Promise<number> {
+  /** null: it is not needed, and another program has it. */
+  async #listen(key: string, address: string, port: number, optional = false): Promise<number | null> {
     const text = cString(address)
     const open = () => native().sluice_listen(ptr(text), port, BACKLOG)
     let fd = open()
@@ -150,7 +159,12 @@ export class Listeners {
     if (fd === -EADDRINUSE) fd = this.#listenBeside(address, port)
     if (fd >= 0) return fd
     const why = fd === -EADDRINUSE ? await this.#inUse('tcp', address, port) : errorText(-fd)
-    throw new GatewayError(`Cannot listen on ${key}: ${why}`)
+    const message = `Cannot listen on ${key}: ${why}`
+    if (!optional) throw new GatewayError(message)
+    // Said once: each change tries again.
+    if (!this.#missed.has(key)) this.without(message)
+    this.#missed.add(key)
+    return null
   }
 
   /** One address of a port whose other addresses, or all of them, are ours already: the kernel gives a connection to the
