@@ -162,7 +162,7 @@ test('chains are read as far as every packet comes, each once', () => {
   expect(chainsToRead(items, ours).map(({ chain }) => chain)).toEqual(['forward', 'a', 'c'])
 })
 
-test('I10: a rule that stops all of TCP does, one that lets it through says nothing of UDP', () => {
+test('H17: a rule that stops all of TCP does, one that lets it through says nothing of UDP', () => {
   const tcp = { match: { op: '==', left: { meta: { key: 'l4proto' } }, right: 'tcp' } }
   const udp = { match: { op: '==', left: { meta: { key: 'l4proto' } }, right: 'udp' } }
   const drops = (...rules: Record<string, unknown>[][]) => {

@@ -59,7 +59,7 @@ async function meet(
   }
 }
 
-test('I10, E4, H13: for every kind of connection, what explain says is what it gets', async () => {
+test('E4, E5, H13: for every kind of connection, what explain says is what it gets', async () => {
   await using lab = await Lab.create()
   await lab.client.must(['ip', 'addr', 'add', '10.99.1.3/24', 'dev', 'uplink'])
   await lab.gateway.must(['ip', 'addr', 'add', '10.99.1.9/24', 'dev', 'to-client'])
@@ -93,6 +93,8 @@ test('I10, E4, H13: for every kind of connection, what explain says is what it g
     forward('one', 8410, [{ host: lab.backend.address4, port: echo.port }], {}, { security: { maxConnections: 1 } }),
     forward('own', 8411, to4, {}, { match: { addresses: ['10.99.1.9'] } }),
     forward('range', [{ from: 20_000, to: 20_999 }], to4),
+    // Its port is taken out of the range, which gets what is left over there.
+    forward('inside', 20_700, to4, passthrough, { match: { domains: 'a.test' } }),
     forward('empty', 8412, [{ host: '10.99.2.77', port: 7 }]),
   ])
   for (const body of [{ route: 'drained' }, { route: 'drained-user' }, { target: '10.99.2.77:7' }])
@@ -134,6 +136,8 @@ test('I10, E4, H13: for every kind of connection, what explain says is what it g
     ['10.99.1.9', 8411, plain, usual],
     [host, 8411, plain, usual],
     [host, 20_500, plain, usual],
+    [host, 20_700, a!, usual, 'a.test'],
+    [host, 20_700, plain, usual],
     [host, 8412, plain, usual],
     [host, 8499, plain, usual],
   ]
@@ -168,7 +172,7 @@ test('I10, E4, H13: for every kind of connection, what explain says is what it g
   }
   const outcomes = Object.groupBy(seen, ({ said }) => said.reason ?? said.outcome)
   expect(Object.fromEntries(Object.entries(outcomes).map(([what, those]) => [what, those!.length]))).toEqual({
-    carried: 16,
+    carried: 18,
     no_route: 2,
     responded: 1,
     route_ip_blocked: 2,
@@ -188,7 +192,7 @@ test('I10, E4, H13: for every kind of connection, what explain says is what it g
     )
 }, 60_000)
 
-test('I10: a foreign chain that drops what is forwarded is found, with the words that mend it; without a gateway the configuration is asked', async () => {
+test('H17: a foreign chain that drops what is forwarded is found, with the words that mend it; without a gateway the configuration is asked', async () => {
   await using lab = await Lab.create()
   const backend = echoBackend(lab.backend)
   const to = [{ host: lab.backend.address4, port: backend.port }]

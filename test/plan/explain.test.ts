@@ -122,7 +122,7 @@ describe('what would become of it', () => {
     expect(brief(['192.0.2.7', '53/udp'], { now, facts })).toEqual(['not ours', null, 'dns', null, ''])
   })
 
-  test("I10: somebody else's chain that drops it is named, with what mends it; it stops no client of this machine", () => {
+  test("H17: somebody else's chain that drops it is named, with what mends it; it stops no client of this machine", () => {
     const foreign = [{ family: 'inet', table: 'fw', chain: 'fwd', drops: 'policy drop', commands: ['nft mend it'] }]
     const dropped = answer(['192.0.2.7', '80'], { now: { foreign } })
     expect([dropped.outcome, dropped.route]).toEqual(['dropped', 'web'])
