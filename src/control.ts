@@ -20,7 +20,12 @@ import { GatewayError } from './control/changes.ts'
 import { KernelStart } from './control/kernel-start.ts'
 import { LeastConnections } from './control/least-connections.ts'
 import { Cutting } from './control/cutting.ts'
-import { certificateSpecs, prepareCertificates, workerCertificates } from './control/certificates.ts'
+import {
+  certificateSpecs,
+  prepareCertificates,
+  readCertificatesAgain,
+  workerCertificates,
+} from './control/certificates.ts'
 import { Drains, type What } from './control/drains.ts'
 import { explainNow } from './control/explain.ts'
 import { Successor, type Predecessor } from './control/handover.ts'
@@ -167,6 +172,7 @@ export class Control implements Gateway {
       serially: (work) => this.#serially(work),
       plan: async (next) =>
         this.#planFor(next, { ...this.#facts, resolved: await resolveNames(next, this.#facts.resolved) }),
+      readAgain: (next) => readCertificatesAgain(this.#certificates, certificateSpecs(next, this.#plan)),
       carryOut: async (next) => {
         await this.#resolveNames(next)
         await this.#carryOut(next)

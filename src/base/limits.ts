@@ -283,6 +283,9 @@ export const EXPIRING_DAYS = 14
 /** How often the times of certificates are looked at, and files whose change went unnoticed. */
 export const CERTIFICATE_LOOK_MS = 60_000
 
+/** Certificates that change within this time are told to the workers together. */
+export const CERTIFICATE_CHANGES_MS = 50
+
 /** Directories of certificate files that are watched. Above: changes of the others are found by looking. */
 export const WATCHED_DIRECTORIES_MAX = 1024
 

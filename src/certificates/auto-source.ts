@@ -30,7 +30,7 @@ export class AutoSource implements Source {
     const issued = this.acme.get(this.name)
     if (issued?.cert !== this.#cert) {
       this.#cert = issued?.cert
-      this.#pairs = issued ? [parsePair(issued.cert, issued.key)] : []
+      this.#pairs = issued ? readable(issued) : []
     }
     return this.#pairs
   }
@@ -64,6 +64,15 @@ export class AutoSource implements Source {
   follow() {}
   async look() {}
   stop() {}
+}
+
+/** A store that was damaged is no reason to fail for others; ACME replaces what cannot be used. */
+function readable({ cert, key }: StoredCertificate): Pair[] {
+  try {
+    return [parsePair(cert, key)]
+  } catch {
+    return []
+  }
 }
 
 const timeOf = (text: string | undefined) => (text === undefined ? undefined : Date.parse(text))

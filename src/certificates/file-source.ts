@@ -1,5 +1,5 @@
 // A certificate of an operator's files. When they change they are validated, and the old certificate is shown until they are good.
-import { FILES_SETTLE_MS_MAX, FILES_SETTLE_RETRY_MS } from '../base/limits.ts'
+import { FILES_SETTLE_RETRY_MS } from '../base/limits.ts'
 import { loadCertificates, type CertificateFiles, type LoadedCertificates } from './files.ts'
 import { endOf, outOfTime, type Pair } from './pair.ts'
 import { samePairs, wordsOf, type Source, type SourceHooks } from './source.ts'
@@ -20,7 +20,7 @@ export class FileSource implements Source {
   constructor(
     readonly files: CertificateFiles,
     directories: Directories,
-    private readonly hooks: SourceHooks,
+    private readonly hooks: SourceHooks & { settleMs: number },
   ) {
     this.#watch = new FileWatch([...new Set([files.cert, files.key])], directories, () => this.#changed())
   }
@@ -57,7 +57,7 @@ export class FileSource implements Source {
   }
 
   #changed() {
-    this.#settlesUntil = performance.now() + FILES_SETTLE_MS_MAX
+    this.#settlesUntil = performance.now() + this.hooks.settleMs
     void this.#read()
   }
 

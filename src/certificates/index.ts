@@ -1,20 +1,21 @@
 // Front door of the certificates: from what the routes ask for to the PEM texts their workers get, kept good while the gateway
 // runs, wherever they come from.
-import { hostname } from 'node:os'
-import { CERTIFICATE_LOOK_MS, PROVIDERS_AT_ONCE_MAX } from '../base/limits.ts'
+import {
+  CERTIFICATE_CHANGES_MS,
+  CERTIFICATE_LOOK_MS,
+  FILES_SETTLE_MS_MAX,
+  PROVIDERS_AT_ONCE_MAX,
+} from '../base/limits.ts'
 import type { RouteCertificates } from '../channel/messages.ts'
-import type { Certificate } from '../config/schema.ts'
 import { LocalAuthority } from './authority.ts'
-import { AutoSource, type Automatic } from './auto-source.ts'
-import { FileSource } from './file-source.ts'
-import { ModuleSource, type Provide } from './module-source.ts'
-import { certificateName } from './names.ts'
-import { OwnSource } from './own-source.ts'
+import type { Automatic } from './auto-source.ts'
+import type { Provide } from './module-source.ts'
 import { endOf, routeCertificates } from './pair.ts'
 import { atOnce } from './queue.ts'
-import { wordsOf, type Source, type SourceHooks } from './source.ts'
-import { authorityDirectory, authorityView, type AuthorityView } from './trust.ts'
+import { wordsOf, type Source } from './source.ts'
+import { isAutomatic, isPerName, sourcesOf, type CertificateSpec, type SourceTools } from './specs.ts'
 import { certificateView, concernOf, type CertificateView } from './status.ts'
+import { authorityDirectory, authorityView, type AuthorityView } from './trust.ts'
 import type { CertificateEvent } from './types.ts'
 import { Directories } from './watch.ts'
 
@@ -22,16 +23,10 @@ export { LocalAuthority, type Issued } from './authority.ts'
 export type { Automatic } from './auto-source.ts'
 export { loadCertificates, type CertificateFiles, type LoadedCertificates } from './files.ts'
 export type { Provide, ProviderAnswer } from './module-source.ts'
+export type { CertificateSpec } from './specs.ts'
 export type { CertificateView } from './status.ts'
 export { authorityDirectory, authorityView, type AuthorityView } from './trust.ts'
 export type * from './types.ts'
-
-export interface CertificateSpec {
-  route: string
-  /** The route's domains, in lower case; none: any. */
-  names: string[]
-  certificate: Certificate
-}
 
 export interface Preparation {
   /** Empty: everything can be carried out. */
@@ -58,8 +53,9 @@ export interface CertificatesOptions {
   event(event: CertificateEvent): void
   /** These routes can show something else now. */
   changed(routes: string[]): void
+  // For tests.
   now?: () => number
-  lookEveryMs?: number
+  settleMs?: number
 }
 
 /** One that several routes ask for is one source. */
@@ -72,8 +68,6 @@ interface Entry {
 export class Certificates {
   readonly #options: CertificatesOptions
   readonly #now: () => number
-  readonly #directories = new Directories()
-  readonly #provide: Provide
   #authority: Promise<LocalAuthority> | undefined
   #acme: Automatic | undefined
   #acmeNames = ''
@@ -81,7 +75,11 @@ export class Certificates {
   #entries = new Map<string, Entry>()
   /** Loaded for a configuration that is not followed yet, and may never be. */
   #prepared = new Map<string, Source>()
-  #routes = new Map<string, { perName: boolean; keys: string[] }>()
+  #bySource = new Map<Source, Entry>()
+  #byName = new Map<string, Entry[]>()
+  /** Routes that can show something else than their workers know. */
+  readonly #changedRoutes = new Set<string>()
+  #telling: ReturnType<typeof setTimeout> | undefined
   #timer: ReturnType<typeof setInterval> | undefined
   /** Events so far, by what they tell. */
   readonly counts: Record<CertificateEvent['what'], number> = {
@@ -93,16 +91,21 @@ export class Certificates {
   }
   /** What was said of a certificate that runs out: once each. */
   readonly #said = new WeakMap<Source, string>()
-  readonly #hooks: SourceHooks = {
-    now: () => this.#now(),
-    changed: (source) => this.#changed(source),
-    event: (event) => this.#event(event),
-  }
+  readonly #tools: SourceTools
 
   constructor(options: CertificatesOptions) {
     this.#options = options
     this.#now = options.now ?? Date.now
-    this.#provide = atOnce(PROVIDERS_AT_ONCE_MAX, options.provide)
+    this.#tools = {
+      now: this.#now,
+      settleMs: options.settleMs ?? FILES_SETTLE_MS_MAX,
+      changed: (source) => this.#changed(source),
+      event: (event) => this.#event(event),
+      directories: new Directories(),
+      authority: () => this.authority(),
+      provide: atOnce(PROVIDERS_AT_ONCE_MAX, options.provide),
+      acme: () => this.#automatic(),
+    }
   }
 
   get #authorityDirectory(): string {
@@ -132,7 +135,7 @@ export class Certificates {
     const problems: Preparation['problems'] = []
     for (const spec of specs) {
       try {
-        for (const [key, make] of this.#sourcesOf(spec)) {
+        for (const [key, make] of sourcesOf(spec, this.#tools)) {
           if (this.#entries.has(key) || this.#prepared.has(key)) continue
           const source = make()
           await source.load()
@@ -145,14 +148,23 @@ export class Certificates {
     return { problems }
   }
 
+  /** Reads the files of these routes again, as who reloads expects. What was shown is shown on where they are no good. */
+  async readAgain(specs: CertificateSpec[]): Promise<Preparation> {
+    const files = specs.filter(({ certificate }) => typeof certificate === 'object' && 'cert' in certificate)
+    const problems = files.map(async (spec) => {
+      const [key] = sourcesOf(spec, this.#tools)[0]!
+      const error = await this.#entries.get(key)?.source.renew().catch(wordsOf)
+      return error === undefined ? [] : [{ route: spec.route, message: error }]
+    })
+    return { problems: (await Promise.all(problems)).flat() }
+  }
+
   /** From now on these and no others; they have been prepared. Watches, timers and orders begin: call it when ports listen. */
   follow(specs: CertificateSpec[]): void {
     const before = this.#entries
     this.#entries = new Map()
-    this.#routes = new Map()
     for (const spec of specs) {
-      const sources = this.#sourcesOf(spec)
-      for (const [key, make] of sources) {
+      for (const [key, make] of sourcesOf(spec, this.#tools)) {
         let entry = this.#entries.get(key)
         if (!entry) {
           const source = before.get(key)?.source ?? this.#prepared.get(key) ?? make()
@@ -161,15 +173,16 @@ export class Certificates {
         const own = entry.source.kind === 'auto' || entry.source.kind === 'module' ? [entry.source.name] : spec.names
         entry.wanted.set(spec.route, [...(entry.wanted.get(spec.route) ?? []), ...own])
       }
-      this.#routes.set(spec.route, { perName: isPerName(spec), keys: sources.map(([key]) => key) })
     }
+    this.#bySource = new Map([...this.#entries.values()].map((entry) => [entry.source, entry]))
+    this.#byName = Map.groupBy(this.#entries.values(), ({ source }) => source.name)
     for (const [key, { source }] of before) if (!this.#entries.has(key)) source.stop()
     for (const [key, { source }] of this.#entries) if (!before.has(key)) source.follow()
     for (const [key, source] of this.#prepared) if (!this.#entries.has(key)) source.stop()
     this.#prepared = new Map()
     this.#followAcme()
     for (const { source } of this.#entries.values()) this.#concern(source)
-    this.#timer ??= setInterval(() => this.look(), this.#options.lookEveryMs ?? CERTIFICATE_LOOK_MS)
+    this.#timer ??= setInterval(() => this.look(), CERTIFICATE_LOOK_MS)
   }
 
   /** Every source looks whether there is something to do. */
@@ -182,9 +195,12 @@ export class Certificates {
 
   async stop(): Promise<void> {
     clearInterval(this.#timer)
+    clearTimeout(this.#telling)
     for (const { source } of this.#entries.values()) source.stop()
     for (const source of this.#prepared.values()) source.stop()
     this.#entries = new Map()
+    this.#bySource = new Map()
+    this.#byName = new Map()
     this.#prepared = new Map()
     await this.#acme?.stop()
   }
@@ -194,7 +210,7 @@ export class Certificates {
   /** Also of what is prepared and not followed yet: a plan carries it. */
   of(spec: CertificateSpec): RouteCertificates {
     const perName = isPerName(spec)
-    const list = this.#sourcesOf(spec).flatMap(([key]) => {
+    const list = sourcesOf(spec, this.#tools).flatMap(([key]) => {
       const source = this.#entries.get(key)?.source ?? this.#prepared.get(key)
       const pairs = source?.pairs ?? []
       if (!perName) return routeCertificates(pairs)
@@ -230,35 +246,15 @@ export class Certificates {
     return certificateView(source, [...wanted.keys()], [...new Set([...wanted.values()].flat())], this.#now())
   }
 
-  // ---- sources ----
+  // ---- ACME ----
 
-  /** What a route asks for, by keys under which equal ones are the same. Throws when it cannot be had at all. */
-  #sourcesOf({ names, certificate }: CertificateSpec): [key: string, make: () => Source][] {
-    if (certificate === 'self-signed') {
-      const own = selfSignedNames(names)
-      return [[`own ${own.join(' ')}`, () => new OwnSource(own, () => this.authority(), this.#hooks)]]
+  /** Opened when the first name needs it. */
+  #automatic(): Automatic | undefined {
+    const hooks = {
+      changed: (name: string) => this.#issued(name),
+      event: (event: CertificateEvent) => this.#event(event),
     }
-    if (certificate === 'auto') return names.map((name) => [`auto ${name}`, () => this.#automatic(name)])
-    if ('cert' in certificate) {
-      const { cert, key } = certificate
-      return [[JSON.stringify([cert, key]), () => new FileSource(certificate, this.#directories, this.#hooks)]]
-    }
-    const asked = names.filter((name) => certificateName(name) !== undefined)
-    if (asked.length === 0 || asked.length < names.length)
-      throw new Error(
-        'a certificate module is asked by name: give the route domains, each an exact name or "*.example.com"',
-      )
-    const hooks = { ...this.#hooks, provide: this.#provide, automatic: (name: string) => this.#automatic(name) }
-    const { module } = certificate
-    return asked.map((name) => [`module ${module} ${name}`, () => new ModuleSource(module, name, hooks)])
-  }
-
-  #automatic(name: string): AutoSource {
-    const { openAcme } = this.#options
-    if (!openAcme) throw new Error(`Cannot issue a certificate for ${name}: acme is not configured`)
-    if (name.startsWith('*')) throw new Error(`Cannot issue a certificate for ${name}: DNS-01 is not offered`)
-    this.#acme ??= openAcme({ changed: (changed) => this.#issued(changed), event: (event) => this.#event(event) })
-    return new AutoSource(name, this.#acme, this.#now)
+    return (this.#acme ??= this.#options.openAcme?.(hooks))
   }
 
   /** Told only when they are others: it looks at each. */
@@ -271,16 +267,22 @@ export class Certificates {
   }
 
   #issued(name: string) {
-    for (const { source } of this.#entries.values())
-      if (source.name === name && isAutomatic(source)) this.#changed(source)
+    for (const { source } of this.#byName.get(name) ?? []) if (isAutomatic(source)) this.#changed(source)
   }
 
+  /** Told together: a start finds many of them within a moment, and each telling of a route has all it can show. */
   #changed(source: Source) {
-    const found = [...this.#entries.values()].find((entry) => entry.source === source)
-    if (!found) return
-    this.#followAcme()
+    const entry = this.#bySource.get(source)
+    if (!entry) return
+    if (source.kind === 'module') this.#followAcme()
     this.#concern(source)
-    this.#options.changed([...found.wanted.keys()])
+    for (const route of entry.wanted.keys()) this.#changedRoutes.add(route)
+    this.#telling ??= setTimeout(() => {
+      this.#telling = undefined
+      const routes = [...this.#changedRoutes]
+      this.#changedRoutes.clear()
+      this.#options.changed(routes)
+    }, CERTIFICATE_CHANGES_MS)
   }
 
   // ---- what is said ----
@@ -313,19 +315,4 @@ export class Certificates {
     this.#options.log(concern!.level, `Certificate ${name} (${kind}): ${concern!.words}`)
     this.#tell({ name, source: kind, what: 'expiring', notAfter, error: concern!.words })
   }
-}
-
-const isPerName = ({ certificate }: CertificateSpec) =>
-  certificate === 'auto' || (typeof certificate === 'object' && 'module' in certificate)
-
-const isAutomatic = (source: Source) =>
-  source.kind === 'auto' || (source instanceof ModuleSource && source.automatic !== undefined)
-
-/** Of a route's domains those that a certificate can carry, sorted. A route for every name ("*", or no domains), or for patterns
- *  that no certificate knows ("example.*"), gets those the machine itself has. */
-function selfSignedNames(domains: string[]): string[] {
-  const names = domains.filter((name) => certificateName(name) !== undefined)
-  if (names.length) return [...new Set(names)].sort()
-  const own = hostname()
-  return ['localhost', ...(certificateName(own) ? [own] : []), '127.0.0.1', '::1']
 }

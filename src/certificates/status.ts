@@ -8,7 +8,7 @@ export interface CertificateView {
   names: string[]
   routes: string[]
   source: SourceKind
-  /** `failed`: there is none to show, and the last attempt went wrong; `pending`: there is none yet. */
+  /** `pending`: there is none yet; `failed`: there is none that clients would take, and the last attempt went wrong. */
   state: 'valid' | 'expiring' | 'expired' | 'pending' | 'failed'
   keys: string[]
   issuer?: string
@@ -28,7 +28,8 @@ export interface CertificateView {
 }
 
 export function certificateView(source: Source, routes: string[], wanted: string[], now: number): CertificateView {
-  const { name, kind, pairs, lastError, nextAttempt, renewAt, files, warnings } = source
+  const { name, kind, pairs, nextAttempt, renewAt, files, warnings } = source
+  const lastError = source.lastError ?? (pairs.length > 0 ? outOfTime(pairs, now) : undefined)
   const missing = pairs.length > 0 ? uncovered(wanted, pairs) : []
   return {
     name,
@@ -63,6 +64,7 @@ function lifeOf({ pairs }: Source, now: number) {
 export function stateOf({ pairs, lastError }: Source, now: number): CertificateView['state'] {
   if (pairs.length === 0) return lastError === undefined ? 'pending' : 'failed'
   if (endOf(pairs) <= now) return 'expired'
+  if (outOfTime(pairs, now)) return 'failed' // too early
   return isExpiring(pairs, now) ? 'expiring' : 'valid'
 }
 

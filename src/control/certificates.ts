@@ -1,7 +1,7 @@
 // Between the configuration and the certificates: which routes need one, what is told when it cannot be had, and what their
 // workers get.
 import type { RouteCertificates } from '../channel/messages.ts'
-import type { CertificateSpec, Certificates } from '../certificates/index.ts'
+import type { CertificateSpec, Certificates, Preparation } from '../certificates/index.ts'
 import type { Config } from '../config/schema.ts'
 import type { Plan } from '../plan/types.ts'
 import { ProblemsError } from './changes.ts'
@@ -21,7 +21,15 @@ export function certificateSpecs(config: Config, plan: Plan): CertificateSpec[] 
 
 /** Rejects with what is wrong, when something is. */
 export async function prepareCertificates(certificates: Certificates, specs: CertificateSpec[]): Promise<void> {
-  const { problems } = await certificates.prepare(specs)
+  throwProblems(await certificates.prepare(specs))
+}
+
+/** The same for files that are in use, and may have been replaced by others that are no good. */
+export async function readCertificatesAgain(certificates: Certificates, specs: CertificateSpec[]): Promise<void> {
+  throwProblems(await certificates.readAgain(specs))
+}
+
+function throwProblems({ problems }: Preparation) {
   if (problems.length > 0)
     throw new ProblemsError(
       problems.map(({ route, message }) => ({

@@ -7,6 +7,7 @@ import { runChild } from '../config/load.ts'
 
 export const provide: Provide = async (module, name, signal) => {
   const limits = { msMax: PROVIDER_MS_MAX, bytesMax: PROVIDER_ANSWER_BYTES_MAX }
+  signal.throwIfAborted()
   try {
     const printed = await runChild(['provide', module, name], { cwd: dirname(module), ...limits, signal })
     const answer = JSON.parse(printed.trimEnd().split('\n').at(-1)!) as ProviderAnswer | { error: string }

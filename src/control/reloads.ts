@@ -23,6 +23,8 @@ export interface Reloadable {
   serially<T>(work: () => Promise<T>): Promise<T>
   /** What a configuration would come to now; nothing is done. */
   plan(config: Config): Promise<Plan>
+  /** Files beside the configuration that are in use, since who reloads may have changed them. Throws when one is no good. */
+  readAgain(config: Config): Promise<void>
   /** Throws before anything was changed when it cannot be done. */
   carryOut(config: Config): Promise<void>
 }
@@ -133,6 +135,8 @@ export class Reloads {
         if (!made.ok) return made
         const fixed = fixedChanges(before, made.config)
         if (fixed.length > 0) return { ok: false, problems: fixed }
+        // Not when a change is taken back: what is in use is good.
+        await this.gateway.readAgain(made.config)
         // Counted before it: afterwards some are gone already.
         const changes = changesOf(plan, await this.gateway.plan(made.config), this.gateway.live)
         if (confirmMs !== null) await remember(this.#memory, JSON.stringify({ version: VERSION, before }))

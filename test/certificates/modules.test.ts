@@ -67,6 +67,8 @@ describe('automatic ones', () => {
       ['b.test', 'pending', ['one', 'two']],
     ])
     await issue('b.test')
+    await issue('b.test')
+    await until(() => front.changed.length > 0, 'the routes are told, once')
     expect(front.changed).toEqual([['one', 'two']])
     expect(front.certificates.of(specs[0]!).list.map(({ names }) => names)).toEqual([['b.test']])
     expect(await front.certificates.renew('b.test')).toMatchObject({ ok: true, certificates: [{ state: 'valid' }] })

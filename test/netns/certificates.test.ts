@@ -75,7 +75,7 @@ test('F2, F4, L1: files, modules and the local authority, and what the commands 
     return exitCode === 0 && pem !== undefined ? serialOf(pem) : null
   }
   expect(await shown('files.test')).toBe(serialOf(first.cert))
-  expect(await shown('module.test')).toBe(serialOf(own.cert))
+  expect(await until(() => shown('module.test'), 5000, 'the worker has what the module gave')).toBe(serialOf(own.cert))
   expect(await shown('sealed.test')).toBeNull()
 
   // Replaced while clients come: each sees the old one or the new one, and none fails.
