@@ -402,6 +402,79 @@ describe('F7: several gateways, restarts and stops', () => {
     expect(timers.size).toBe(0)
   })
 
+  test('what the store has can be loaded before the CA may be asked anything', async () => {
+    const ca = server()
+    const store = new MemoryStore()
+    const first = gateway(ca, store)
+    first.acme.follow(['a.test'])
+    await valid(first.acme, 'a.test')
+    await first.acme.stop()
+    const asked = ca.requests.length
+    const second = gateway(ca, store)
+    await second.acme.load(['a.test', 'b.test'])
+    expect(second.acme.get('a.test')!.cert).toBe(store.json('certificates/').cert)
+    expect(second.acme.status('a.test').state).toBe('valid')
+    expect(second.acme.status('b.test').state).toBe('pending')
+    expect(second.timers.size).toBe(0)
+    expect(ca.requests).toHaveLength(asked)
+    second.acme.follow(['b.test'])
+    await valid(second.acme, 'b.test')
+    expect(second.acme.get('a.test')).toBeUndefined()
+    store.away = true
+    const third = gateway(ca, store)
+    await third.acme.load(['a.test'])
+    expect(third.acme.get('a.test')).toBeUndefined()
+  })
+
+  test('a failure that cannot be kept is not repeated at once', async () => {
+    const ca = server({ sees: () => ({ type: 'urn:ietf:params:acme:error:connection', detail: 'refused' }) })
+    const store = new MemoryStore()
+    store.full = 'attempts/'
+    const { acme, wake, timers } = gateway(ca, store)
+    acme.follow(['a.test'])
+    await failed(acme, 'a.test')
+    for (let i = 0; i < 3; i++) {
+      await until('it waits for the store', () => [...timers.values()].includes(30_000))
+      wake(10_000)
+    }
+    await until('it waits for the store', () => [...timers.values()].includes(30_000))
+    expect(ca.orders).toHaveLength(1)
+    store.full = undefined
+    wake(0)
+    await until('the failure is kept', () => [...store.entries.keys()].some((key) => key.startsWith('attempts/')))
+    expect(acme.status('a.test').failures).toBe(1)
+  })
+
+  test('a certificate that cannot be kept is served, and kept later', async () => {
+    const ca = server()
+    const store = new MemoryStore()
+    store.full = 'certificates/'
+    const { acme, wake, timers } = gateway(ca, store)
+    acme.follow(['a.test'])
+    await valid(acme, 'a.test')
+    await until('it waits for the store', () => [...timers.values()].includes(30_000))
+    // What it was made of stays until then.
+    expect(store.json('orders/').key).toBe(acme.get('a.test')!.key)
+    store.full = undefined
+    wake(30_000)
+    await until('it is kept', () => [...store.entries.keys()].some((key) => key.startsWith('certificates/')))
+    expect(store.json('certificates/').cert).toBe(acme.get('a.test')!.cert)
+    expect(ca.orders).toHaveLength(1)
+  })
+
+  test('an order ends with its lock, and is no failure', async () => {
+    const ca = server({ sees: () => 'never' })
+    const store = new MemoryStore()
+    const { acme, placed, timers, events } = gateway(ca, store)
+    acme.follow(['a.test'])
+    await until('the challenge stands', () => placed.size)
+    store.losing.abort(new Error('the lock is lost'))
+    await until('it waits for the store', () => [...timers.values()].includes(30_000))
+    expect(placed.size).toBe(0)
+    expect(acme.status('a.test')).toEqual({ state: 'pending', failures: 0 })
+    expect(events).toEqual([])
+  })
+
   test('while the store is away nothing is asked of the CA, and what is held is served', async () => {
     const ca = server()
     const store = new MemoryStore()
@@ -489,6 +562,26 @@ describe('F9: a certificate is renewed', () => {
     await until('the CA was asked', () => asked.size === 2)
     await until('it waits', () => timers.size)
     expect(ca.orders).toHaveLength(2)
+  })
+
+  test('although the CA is away when it is asked about renewals: one question for all of them', async () => {
+    const ca = server()
+    const store = new MemoryStore()
+    const names = Array.from({ length: 15 }, (_, i) => `n${i}.test`)
+    const first = gateway(ca, store)
+    first.acme.follow(names)
+    for (const name of names) await valid(first.acme, name)
+    await first.acme.stop()
+    let asked = 0
+    ca.script.instead = () => {
+      asked++
+      return Bun.sleep(5000).then(() => new Response())
+    }
+    const second = gateway(ca, store, { requestMs: 150 })
+    second.acme.follow(names)
+    await until('all of them wait', () => second.timers.size === names.length)
+    expect(asked).toBe(1)
+    for (const name of names) expect(second.acme.status(name)).toMatchObject({ state: 'valid', failures: 0 })
   })
 
   test('by hand, whatever the schedule, and once for all who ask', async () => {

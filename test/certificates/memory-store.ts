@@ -7,6 +7,10 @@ export class MemoryStore implements Store {
   readonly locks = new Set<string>()
   /** Every call rejects. */
   away = false
+  /** Writes of keys that begin so reject, as on a full disk. */
+  full: string | undefined
+  /** Aborted: every lock is lost. */
+  losing = new AbortController()
   #watchers = new Set<{ prefix: string; changed(key: string): void }>()
 
   async get(key: string) {
@@ -15,6 +19,7 @@ export class MemoryStore implements Store {
   }
   async put(key: string, text: string) {
     this.#answer()
+    if (this.full !== undefined && key.startsWith(this.full)) throw new Error('no space left')
     this.entries.set(key, text)
     this.#tell(key)
   }
@@ -30,7 +35,7 @@ export class MemoryStore implements Store {
     this.#answer()
     if (this.locks.has(key)) return null
     this.locks.add(key)
-    return { lost: new AbortController().signal, release: async () => void this.locks.delete(key) }
+    return { lost: this.losing.signal, release: async () => void this.locks.delete(key) }
   }
   watch(prefix: string, changed: (key: string) => void) {
     const watcher = { prefix, changed }

@@ -2,7 +2,7 @@
 // restart.
 import { setTimeout as pause } from 'node:timers/promises'
 import { z } from 'zod'
-import { ISSUE_LOOK_MS } from '../../base/limits.ts'
+import { ISSUE_LOOK_MS, ORDER_MS_MAX } from '../../base/limits.ts'
 import type { Lock, Store } from '../store.ts'
 import type { AcmeSettings } from '../types.ts'
 import { acmeClient, connect } from './client.ts'
@@ -82,10 +82,12 @@ async function locked<T>({ store, directoryId, signal }: AccountOptions, act: ()
 }
 
 async function waitForLock(store: Store, key: string, signal: AbortSignal): Promise<Lock> {
+  const giveUp = performance.now() + ORDER_MS_MAX
   for (;;) {
     signal.throwIfAborted()
     const lock = await store.lock(key)
     if (lock) return lock
+    if (performance.now() > giveUp) throw new Error('another gateway has been busy with the account for too long')
     await pause(ISSUE_LOOK_MS / 4, undefined, { signal })
   }
 }

@@ -28,7 +28,7 @@ export class Authority {
   readonly slots = new Slots(ORDERS_MAX)
   #account: Promise<Account> | undefined
   #accountError: { cause: unknown; until: number } | undefined
-  #renewalInfo: { url: string | undefined; until: number } | undefined
+  #renewalInfo: { url: Promise<string | undefined>; until: number } | undefined
 
   /** @param signal ends everything. */
   constructor(
@@ -56,7 +56,7 @@ export class Authority {
     signal: AbortSignal,
   ): Promise<{ window: RenewalWindow | undefined; lookAgainMs: number }> {
     const transport = this.#transport(signal)
-    const url = await this.#renewalInfoUrl(transport)
+    const url = await this.#renewalInfoUrl()
     const id = renewalId(cert)
     if (url === undefined || id === undefined) return { window: undefined, lookAgainMs: nextLook(undefined) }
     const { data } = await transport.request(`${url.replace(/\/$/, '')}/${id}`, 'get')
@@ -66,17 +66,23 @@ export class Authority {
 
   /** The name under which an order says that it replaces this certificate; undefined where the CA does not want to know. */
   async replacing(cert: string, signal: AbortSignal): Promise<string | undefined> {
-    return (await this.#renewalInfoUrl(this.#transport(signal))) === undefined ? undefined : renewalId(cert)
+    // When it cannot be asked, the order will say so.
+    const url = await this.#renewalInfoUrl().catch(() => undefined)
+    signal.throwIfAborted()
+    return url === undefined ? undefined : renewalId(cert)
   }
 
-  async #renewalInfoUrl(transport: Transport): Promise<string | undefined> {
-    const now = this.options.now()
-    if (!this.#renewalInfo || this.#renewalInfo.until <= now) {
-      const { data } = await transport.request(this.options.settings.directory, 'get')
-      const url = data?.renewalInfo
-      this.#renewalInfo = { url: typeof url === 'string' ? url : undefined, until: now + RENEWAL_LOOK_MS }
-    }
-    return this.#renewalInfo.url
+  /** One question for all, and one silence: a CA that is away must not keep the orders' places busy for each certificate. */
+  #renewalInfoUrl(): Promise<string | undefined> {
+    const { settings, now } = this.options
+    if (this.#renewalInfo && this.#renewalInfo.until > now()) return this.#renewalInfo.url
+    const url = this.#transport(this.signal)
+      .request(settings.directory, 'get')
+      .then(({ data }) => (typeof data?.renewalInfo === 'string' ? data.renewalInfo : undefined))
+    const asked = { url, until: now() + RENEWAL_LOOK_MS }
+    this.#renewalInfo = asked
+    url.catch(() => (asked.until = now() + ACME_RETRY_MS_MIN))
+    return url
   }
 
   #transport(signal: AbortSignal): Transport {

@@ -50,17 +50,20 @@ export class Acme {
     this.#unwatch = store.watch(prefix, (key) => this.#managed.get(key.slice(prefix.length))?.wake())
   }
 
+  /** Loads what the store has of these names, and asks nothing of the CA: with that a gateway that starts can serve at once. Never
+   * rejects. Names that are not followed then are forgotten. */
+  async load(names: string[]): Promise<void> {
+    if (this.#stopped.signal.aborted) return
+    const fresh = [...new Set(names)].filter((name) => !this.#managed.has(name))
+    await Promise.all(fresh.map((name) => this.#manage(name).load()))
+  }
+
   /** All names that are wanted now, each in lower case. To be called when the ports that answer challenges listen. */
   follow(names: string[]): void {
     if (this.#stopped.signal.aborted) return
     const wanted = new Set(names)
     for (const [name, managed] of this.#managed) if (!wanted.has(name)) this.#end(managed)
-    for (const name of wanted) {
-      if (this.#managed.has(name)) continue
-      const managed = new ManagedCertificate(name, this.#managedOptions())
-      this.#managed.set(name, managed)
-      managed.wake()
-    }
+    for (const name of wanted) (this.#managed.get(name) ?? this.#manage(name)).follow()
   }
 
   /** Of a name that nothing was asked for yet: pending. */
@@ -89,6 +92,12 @@ export class Acme {
       pause(ACME_STOP_MS_MAX, undefined, { signal: late.signal }).catch(() => {}),
     ])
     late.abort()
+  }
+
+  #manage(name: string): ManagedCertificate {
+    const managed = new ManagedCertificate(name, this.#managedOptions())
+    this.#managed.set(name, managed)
+    return managed
   }
 
   #end(managed: ManagedCertificate): void {

@@ -4,9 +4,9 @@ import { setTimeout as pause } from 'node:timers/promises'
 import { ISSUE_LOOK_MS, ORDER_MS_MAX, RENEWAL_LOOK_MS, STORE_RETRY_MS } from '../../base/limits.ts'
 import type { Lock, Store } from '../store.ts'
 import type { CertificateEvent, CertificateStatus, Challenge, ChallengeType, StoredCertificate } from '../types.ts'
+import { attempt } from './attempt.ts'
 import type { Authority } from './authority.ts'
 import { retryDelay } from './backoff.ts'
-import { order } from './order.ts'
 import { AcmeError, presentable } from './problem.ts'
 import { Records, type Attempts } from './records.ts'
 import { expiringTime, renewalTime, type RenewalWindow } from './renewal.ts'
@@ -45,7 +45,10 @@ export class ManagedCertificate {
   #toldExpiring = false
   /** The store was away: what is held may be newer than what it has. */
   #unsaved = false
+  /** Or cannot be written to, as a full disk: a failure must be remembered all the same, or it is repeated at once. */
+  #attemptsUnsaved = false
   #storeFailed = false
+  #followed = false
   #running: Promise<void> | undefined
   #again = false
   #cancel = () => {}
@@ -66,9 +69,23 @@ export class ManagedCertificate {
     return this.#held
   }
 
+  /** What the store has of it, before anything may be asked of the CA. A store that is away is met again by the first step. */
+  async load(): Promise<void> {
+    await this.#load().catch((cause: Error) => {
+      this.options.log('warn', `Cannot load the certificate of ${this.name}: ${presentable(cause.message)}`)
+    })
+  }
+
+  /** From here on it is looked after. */
+  follow(): void {
+    if (this.#followed) return
+    this.#followed = true
+    this.wake()
+  }
+
   /** Something may have to be done now. */
   wake(): void {
-    if (this.#ended.signal.aborted) return
+    if (this.#ended.signal.aborted || !this.#followed) return
     if (this.#running) {
       this.#again = true
       this.#nudge()
@@ -83,7 +100,8 @@ export class ManagedCertificate {
 
   /** Asks for a new certificate now, or joins the one that is being asked for. */
   renew(): Promise<StoredCertificate> {
-    if (this.#ended.signal.aborted) return Promise.reject(new Error(`No certificate is kept for ${this.name}`))
+    if (this.#ended.signal.aborted || !this.#followed)
+      return Promise.reject(new Error(`No certificate is kept for ${this.name} yet`))
     return new Promise((resolve, reject) => {
       this.#waiters.push({ resolve, reject })
       this.wake()
@@ -129,7 +147,7 @@ export class ManagedCertificate {
 
   async #step(): Promise<void> {
     await this.#load()
-    if (this.#unsaved) await this.#save()
+    await this.#save()
     await this.#look()
     this.#tellExpiring()
     if (this.#waiters.length || this.#isDue()) await this.#issue()
@@ -144,12 +162,14 @@ export class ManagedCertificate {
       if (replaced) this.#tell({ what: 'replaced', notAfter: stored.notAfter })
     }
     // Second: a shared store that is away still has the certificates, and they are served.
-    this.#attempts = await this.#records.attempts()
+    if (!this.#attemptsUnsaved) this.#attempts = await this.#records.attempts()
   }
 
   async #save(): Promise<void> {
-    if (this.#held) await this.#records.putCertificate(this.#held)
+    if (this.#unsaved && this.#held) await this.#records.putCertificate(this.#held)
     this.#unsaved = false
+    if (this.#attemptsUnsaved) await this.#records.putAttempts(this.#attempts)
+    this.#attemptsUnsaved = false
   }
 
   #take(issued: StoredCertificate): void {
@@ -254,8 +274,13 @@ export class ManagedCertificate {
     await this.#load()
     if (this.#isSettled(before)) return
     try {
-      const issued = await this.#order(AbortSignal.any([this.#ended.signal, lock.lost]))
+      const issued = await attempt({
+        ...{ ...this.options, name: this.name, storeKey: this.#records.orderKey },
+        ...{ failures: this.#attempts.failures, held: this.#held },
+        signal: AbortSignal.any([this.#ended.signal, lock.lost]),
+      })
       this.#attempts = { failures: 0 }
+      this.#attemptsUnsaved = false
       this.#take(issued)
       this.#unsaved = true
       const { notAfter } = issued
@@ -271,34 +296,6 @@ export class ManagedCertificate {
     await this.#save()
   }
 
-  async #order(signal: AbortSignal): Promise<StoredCertificate> {
-    const { authority, store, offers, place, log, now, random, orderMs } = this.options
-    const offered = offers(this.name)
-    if (offered.length === 0) throw new AcmeError('No port of this gateway can answer a challenge of the CA')
-    const attempt = async (): Promise<StoredCertificate> => {
-      const session = await authority.session(signal)
-      const replaces = this.#held && (await authority.replacing(this.#held.cert, signal))
-      try {
-        return await order({
-          ...session,
-          ...{ name: this.name, store, storeKey: this.#records.orderKey, offers: offered, place, replaces, signal },
-          failures: this.#attempts.failures,
-          ...(orderMs === undefined ? {} : { orderMs }),
-          warn: (message) => log('warn', message),
-          ...{ now, random },
-        })
-      } catch (cause) {
-        if ((cause as AcmeError).type === 'accountDoesNotExist') await authority.forget(session.account)
-        throw cause
-      }
-    }
-    return attempt().catch((cause) => {
-      if ((cause as AcmeError).type !== 'accountDoesNotExist') throw cause
-      log('warn', 'The CA does not know the account any more; making a new one')
-      return attempt()
-    })
-  }
-
   async #fail(cause: unknown): Promise<void> {
     const { now, random, log } = this.options
     const error = presentable((cause as Error).message)
@@ -309,7 +306,8 @@ export class ManagedCertificate {
     log('warn', `Cannot get a certificate for ${this.name}: ${error}`, { name: this.name, failures, nextAttemptAt })
     this.#tell({ what: 'failed', error, nextAttemptAt, ...(this.#held ? { notAfter: this.#held.notAfter } : {}) })
     this.#answer(({ reject }) => reject(cause))
-    await this.#records.putAttempts(this.#attempts)
+    this.#attemptsUnsaved = true
+    await this.#save()
   }
 
   #schedule(): void {
