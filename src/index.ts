@@ -4,6 +4,7 @@ import type { Config } from './config/schema.ts'
 import type { ReloadResult, RunningGateway } from './types/index.d.ts'
 
 export type * from './types/index.d.ts'
+export { routes } from './routes.ts'
 
 export function defineConfig(config: Config): Config {
   return config

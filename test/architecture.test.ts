@@ -36,6 +36,7 @@ const TOP_FILES: Record<string, string> = {
   'src/demo-backend.ts': 'main',
   'src/modules.ts': 'main',
   'src/index.ts': 'main',
+  'src/routes.ts': 'main',
   'src/sockets.ts': 'main',
 }
 /** Rooms that could see each other by their floors and must not: the planes meet in control and worker only. */

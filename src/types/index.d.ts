@@ -2,17 +2,18 @@
 // configuration's, which come from its schema. src/index.ts is what is behind them.
 import type { Config } from '../config/schema.ts'
 import type { Changes } from '../observe/admin.ts'
+import type { Routes } from './routes.d.ts'
 
 export type { Action, Config, Handler, Route, Security, Target, Timeouts, Tls } from '../config/schema.ts'
 export type { ConnectionRecord } from '../connections/record.ts'
 export type { Changes, RouteChange } from '../observe/admin.ts'
+export type { ForwardOptions, Place, RouteOptions, Routes, TlsOptions } from './routes.d.ts'
 
 /** What became of a change: which routes it added, removed, changed and left as they were, and what that is to their connections; or
  * every problem that it has.
  * @example if (!result.ok) for (const { path, message, remedy } of result.problems) console.log(path, message, remedy) */
 export type ReloadResult =
-  | { ok: true; changes: Changes }
-  | { ok: false; problems: { path: string; message: string; remedy: string }[] }
+  { ok: true; changes: Changes } | { ok: false; problems: { path: string; message: string; remedy: string }[] }
 
 /** Gives a configuration its type; returns it as it is.
  * @example
@@ -22,6 +23,14 @@ export type ReloadResult =
  *   ],
  * }) */
 export declare function defineConfig(config: Config): Config
+
+/** The short way to write the usual routes.
+ * @example
+ * export default defineConfig({
+ *   routes: [routes.redirect('*'), routes.httpsTerminate('app.example.com', '10.0.0.5:8080')],
+ *   acme: { email: 'admin@example.com', termsAgreed: true },
+ * }) */
+export declare const routes: Routes
 
 /** A running gateway. Every call waits for those before it.
  * @example const result = await gateway.addRoute({ name: 'web', match: { ports: 80 }, action: { type: 'block' } }) */
