@@ -110,15 +110,6 @@ export function makeProgram(): Command {
       process.exitCode = await top(options)
     })
 
-  listing('explain', 'say which route, carrier and target a connection would get, and what would stop it')
-    .argument('<client>', 'where it comes from: "192.0.2.7", or with a port')
-    .argument('<listener>', 'where it goes: "443", "192.0.2.1:443", "53/udp"')
-    .argument('[name]', 'the server name that it asks for')
-    .action(async (client: string, listener: string, name: string | undefined, options: ClientOptions) => {
-      const { showExplanation } = await import('./commands/explain.ts')
-      process.exitCode = await showExplanation(client, listener, name, options)
-    })
-
   const certificates = listing(
     'certificates',
     'list the certificates: where they come from, when they expire, what went wrong',
