@@ -6,6 +6,7 @@ import {
   FILES_SETTLE_MS_MAX,
   PROVIDERS_AT_ONCE_MAX,
 } from '../base/limits.ts'
+import { inTurns } from '../base/turns.ts'
 import type { RouteCertificates } from '../channel/messages.ts'
 import { LocalAuthority } from './authority.ts'
 import type { Automatic } from './auto-source.ts'
@@ -58,6 +59,9 @@ export interface CertificatesOptions {
   settleMs?: number
 }
 
+/** About 5 ms. */
+const SOURCES_PER_TURN = 100
+
 /** One that several routes ask for is one source. */
 interface Entry {
   source: Source
@@ -91,6 +95,7 @@ export class Certificates {
   }
   /** What was said of a certificate that runs out: once each. */
   readonly #said = new WeakMap<Source, string>()
+  readonly #warned = new WeakMap<Source, string | undefined>()
   readonly #tools: SourceTools
 
   constructor(options: CertificatesOptions) {
@@ -187,10 +192,11 @@ export class Certificates {
 
   /** Every source looks whether there is something to do. */
   look() {
-    for (const { source } of this.#entries.values()) {
-      source.look().catch((error: Error) => this.#options.log('error', error.message))
+    const failed = (error: unknown) => this.#options.log('error', wordsOf(error))
+    void inTurns([...this.#entries.values()], SOURCES_PER_TURN, ({ source }) => {
+      source.look().catch(failed)
       this.#concern(source)
-    }
+    }).catch(failed)
   }
 
   async stop(): Promise<void> {
@@ -302,8 +308,12 @@ export class Certificates {
     this.#options.event(event)
   }
 
-  /** Of one that is running out, or over: once, and once more when it is over. */
+  /** Of one that is odd, running out, or over: once each. */
   #concern(source: Source) {
+    const warnings = source.warnings?.join('; ')
+    if (warnings && this.#warned.get(source) !== warnings)
+      this.#options.log('warn', `Certificate ${source.name} (${source.kind}): ${warnings}`)
+    this.#warned.set(source, warnings)
     const concern = concernOf(source, this.#now())
     // ACME knows best when it should have been renewed, and tells it.
     if (concern?.level === 'warn' && isAutomatic(source)) return

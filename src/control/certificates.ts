@@ -13,8 +13,8 @@ export function certificateSpecs(config: Config, plan: Plan): CertificateSpec[] 
     const tls = 'tls' in route.action ? route.action.tls : undefined
     if (!tls || tls.mode === 'passthrough' || !planned.has(route.name)) return []
     const domains = [route.match.domains ?? []].flat().map((name) => name.toLowerCase())
-    // Somebody who may ask for any name does so for those of the machine.
-    const names = domains.includes('*') ? [] : domains
+    // A certificate is for names; whoever asks for any other is shown that one.
+    const names = domains.filter((name) => name !== '*')
     return [{ route: route.name, names, certificate: tls.certificate ?? 'auto' }]
   })
 }

@@ -173,6 +173,16 @@ describe('files', () => {
     expect(found.log).toHaveLength(2)
   })
 
+  test('a key without certificate is told, and the others are served', async () => {
+    const [good, other] = [await ca.issue(['a.test']), await ca.issue(['b.test'])]
+    await using found = await files({ cert: good.cert, key: other.key + good.key })
+    expect(found.shown()).toBe(good.cert)
+    const words = `key 1 of ${found.at('key.pem')} does not belong to any certificate in ${found.at('cert.pem')}`
+    expect(found.view()).toMatchObject({ state: 'valid', warnings: [words] })
+    found.certificates.look()
+    expect(found.log).toEqual([`warn Certificate a.test (file): ${words}`])
+  })
+
   test('a directory that is removed and made again is watched again', async () => {
     const [first, second] = [await ca.issue(['a.test']), await ca.issue(['a.test'])]
     await using directory = await temporaryDirectory()
