@@ -3,6 +3,7 @@
 
 # Pinned: much of what the gateway uses of Bun is documented nowhere and tested on this version only.
 BUN_VERSION := 1.4.5
+PREFIX      := /usr/local
 BUN_HOME    := build/bun-$(BUN_VERSION)
 BUN         := $(BUN_HOME)/bun
 CFLAGS      := -std=gnu11 -O2 -g -Wall -Wextra -fPIC -shared -pthread
@@ -19,7 +20,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-vm check build bench clean
+.PHONY: help run test test-vm check build bench clean install uninstall
 
 help:
 	@echo 'sluice: user space decides, the kernel carries.'
@@ -44,6 +45,13 @@ check: node_modules/.ready ## check format, types and architecture
 	$(BUN) test ./test/architecture.test.ts
 
 build: build/sluice ## build the program, one file: build/sluice
+
+# A package for another machine needs no programs here, and touches nothing outside of DESTDIR.
+install: $(if $(DESTDIR),,build/packages/run) build/sluice ## install as a service; PREFIX=/usr/local, DESTDIR=path for packages (root)
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' $(BUN) src/provision/install-system.ts
+
+uninstall: node_modules/.ready ## take away what install has put there (root)
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' $(BUN) src/provision/uninstall-system.ts
 
 bench: build/packages/bench build/libsluice.so ## compare gateways, pair by pair; ARGS='kernel --runs 3', ARGS=--list
 	@exec $(BUN) test/netns/inside.ts $(BUN) test/bench/bench.ts $(ARGS)

@@ -42,7 +42,6 @@ static void give_up_all(void) {
   struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
   struct __user_cap_data_struct none[2];
   memset(none, 0, sizeof none);
-  give_up_future();
   syscall(SYS_capset, &head, none);
 }
 
@@ -122,7 +121,7 @@ static const int refused[] = {
   SYS_fork, SYS_vfork,
 #endif
   /* other processes */
-  SYS_ptrace, SYS_process_vm_readv, SYS_process_vm_writev, SYS_kcmp, SYS_tkill, SYS_rt_sigqueueinfo,
+  SYS_ptrace, SYS_process_vm_readv, SYS_process_vm_writev, SYS_kcmp, SYS_tkill, SYS_rt_sigqueueinfo, SYS_rt_tgsigqueueinfo,
   424 /* pidfd_send_signal */, 438 /* pidfd_getfd */, 440 /* process_madvise */,
   /* who one is */
   SYS_setuid, SYS_setgid, SYS_setreuid, SYS_setregid, SYS_setresuid, SYS_setresgid, SYS_setfsuid, SYS_setfsgid,

@@ -23,6 +23,8 @@ const sets: Record<PackageSet, { contains: PackageSet[]; packages: string[] }> =
       ...['caddy', 'pebble'],
       // The dashboard's.
       'chromium',
+      // What they think of the files that are installed.
+      ...['systemd', 'logrotate'],
       // The programs alone: mariadb-server is a service, and many times as large.
       ...['mariadb-server-core', 'mariadb-client-core'],
     ],

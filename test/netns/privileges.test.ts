@@ -52,7 +52,7 @@ export default {
 }
 `
 
-test('G17: the worker has no capability, gains none, and its handlers start no program, enter nothing, read nothing secret', async () => {
+test('the worker has no capability, gains none, and its handlers start no program, enter nothing, read nothing secret', async () => {
   await using lab = await Lab.create()
   await using gateway = await Gateway.start(lab, [])
   writeFileSync(join(gateway.directory, 'trying.ts'), HANDLER)
@@ -149,7 +149,7 @@ const only = (names: string[]) => {
   return ['setpriv', `--bounding-set=${set}`, '--inh-caps=-all', '--no-new-privs']
 }
 
-test('G17: control works with nothing but its list: kernel, splice and TLS, the end of a kernel flow, a new worker, a stop', async () => {
+test('control works with nothing but its list: kernel, splice and TLS, the end of a kernel flow, a new worker, a stop', async () => {
   await using lab = await Lab.create()
   const backend = echoBackend(lab.backend)
   const to = [{ host: lab.backend.address4, port: backend.port }]
@@ -193,7 +193,7 @@ test('G17: control works with nothing but its list: kernel, splice and TLS, the 
 }, 30_000)
 
 testIf(!alone, 'one user only: nothing has to be changed or killed across users')(
-  'G17: without one of those that workers need, the worker says what it keeps',
+  'without one of those that workers need, the worker says what it keeps',
   async () => {
     await using lab = await Lab.create()
     await using gateway = await Gateway.start(lab, [], { through: only(NAMES.filter((name) => name !== 'setuid')) })
