@@ -1,7 +1,7 @@
 // One name's certificate for as long as a route wants it: loaded, issued, renewed in time, and tried again after failures. All
 // of it is one task at a time, woken by a timer, the store or a person.
 import { setTimeout as pause } from 'node:timers/promises'
-import { ISSUE_LOOK_MS, ORDER_MS_MAX, RENEWAL_LOOK_MS, STORE_RETRY_MS } from '../../base/limits.ts'
+import { ISSUE_LOOK_MS, ORDER_MS_MAX, RENEWAL_LOOK_MS } from '../../base/limits.ts'
 import type { Lock, Store } from '../store.ts'
 import type { CertificateEvent, CertificateStatus, Challenge, ChallengeType, StoredCertificate } from '../types.ts'
 import { attempt } from './attempt.ts'
@@ -9,7 +9,8 @@ import type { Authority } from './authority.ts'
 import { retryDelay } from './backoff.ts'
 import { AcmeError, presentable } from './problem.ts'
 import { Records, type Attempts } from './records.ts'
-import { expiringTime, renewalTime, type RenewalWindow } from './renewal.ts'
+import type { RenewalWindow } from './renewal.ts'
+import { isDue, isExpiring, nextStep, statusOf, type Known } from './schedule.ts'
 
 export interface ManagedOptions {
   authority: Authority
@@ -31,10 +32,6 @@ interface Waiter {
   resolve(issued: StoredCertificate): void
   reject(cause: unknown): void
 }
-
-const DAY_MS = 86_400_000
-/** Between two steps of one name, whatever seems to be due. */
-const STEP_MS_MIN = 1000
 
 export class ManagedCertificate {
   #held: StoredCertificate | undefined
@@ -109,15 +106,7 @@ export class ManagedCertificate {
   }
 
   status(): CertificateStatus {
-    const { failures, lastError, nextAttemptAt } = this.#attempts
-    const good = this.#held !== undefined && Date.parse(this.#held.notAfter) > this.options.now()
-    return {
-      state: good ? 'valid' : failures > 0 ? 'failed' : 'pending',
-      failures,
-      ...(lastError === undefined ? {} : { lastError }),
-      ...(nextAttemptAt === undefined ? {} : { nextAttemptAt }),
-      ...(this.#held ? { notAfter: this.#held.notAfter, renewAt: iso(this.#renewAt(this.#held)) } : {}),
-    }
+    return statusOf(this.#known(), this.options.now())
   }
 
   /** Safe at any moment; what was begun at the CA is taken up by the next one for this name. */
@@ -137,9 +126,11 @@ export class ManagedCertificate {
       } catch (cause) {
         if (this.#ended.signal.aborted) return
         // What the CA says is dealt with where it was asked: this is the store, or a lock that was lost.
-        this.#storeFailed = true
         const message = presentable((cause as Error).message)
-        this.options.log('warn', `Cannot look after the certificate of ${this.name}: ${message}`)
+        // Once: it is tried again every half a minute, for every name.
+        const level = this.#storeFailed ? 'debug' : 'warn'
+        this.options.log(level, `Cannot look after the certificate of ${this.name}: ${message}`)
+        this.#storeFailed = true
         this.#answer(({ reject }) => reject(cause))
       }
     } while (this.#again)
@@ -200,7 +191,7 @@ export class ManagedCertificate {
 
   #tellExpiring(): void {
     const { held } = this
-    if (!held || this.#toldExpiring || this.options.now() < this.#expiringAt(held)) return
+    if (!held || !isExpiring(this.#known(), this.options.now())) return
     this.#toldExpiring = true
     const { lastError, nextAttemptAt } = this.#attempts
     this.options.log('warn', `The certificate of ${this.name} ends at ${held.notAfter}`, { name: this.name, lastError })
@@ -213,19 +204,16 @@ export class ManagedCertificate {
   }
 
   #isDue(): boolean {
-    const now = this.options.now()
-    return now >= this.#nextAttempt() && (!this.#held || now >= this.#renewAt(this.#held))
+    return isDue(this.#known(), this.options.now())
   }
 
-  #nextAttempt(): number {
-    return this.#attempts.nextAttemptAt === undefined ? 0 : Date.parse(this.#attempts.nextAttemptAt)
+  #known(): Known {
+    return {
+      ...{ held: this.#held, attempts: this.#attempts, window: this.#window, lookAt: this.#lookAt },
+      ...{ told: this.#toldExpiring, renewBeforeDays: this.options.renewBeforeDays },
+      storeFailed: this.#storeFailed || this.#unsaved,
+    }
   }
-
-  #renewAt(held: StoredCertificate): number {
-    return renewalTime(lifetime(held), this.options.renewBeforeDays, held.jitter, this.#window)
-  }
-
-  #expiringAt = (held: StoredCertificate): number => expiringTime(lifetime(held))
 
   /** Asks the CA, or waits for the gateway that does. */
   async #issue(): Promise<void> {
@@ -313,14 +301,7 @@ export class ManagedCertificate {
   #schedule(): void {
     const { now, timer } = this.options
     if (this.#ended.signal.aborted) return
-    const times = [now() + DAY_MS]
-    if (this.#storeFailed || this.#unsaved) times.push(now() + STORE_RETRY_MS)
-    else if (!this.#held) times.push(this.#nextAttempt())
-    else {
-      times.push(Math.max(this.#renewAt(this.#held), this.#nextAttempt()), this.#lookAt)
-      if (!this.#toldExpiring) times.push(this.#expiringAt(this.#held))
-    }
-    this.#cancel = timer(Math.max(Math.min(...times) - now(), STEP_MS_MIN), () => this.wake())
+    this.#cancel = timer(nextStep(this.#known(), now()), () => this.wake())
   }
 
   #answer(act: (waiter: Waiter) => void): void {
@@ -336,11 +317,5 @@ export class ManagedCertificate {
     this.options.event({ name: this.name, source: 'auto', ...event })
   }
 }
-
-const lifetime = ({ notBefore, notAfter, issuedAt }: StoredCertificate) => ({
-  notBefore: Date.parse(notBefore),
-  notAfter: Date.parse(notAfter),
-  issuedAt: Date.parse(issuedAt),
-})
 
 const iso = (ms: number): string => new Date(ms).toISOString()

@@ -41,7 +41,7 @@ function byLifetime({ notBefore, notAfter }: Lifetime, renewBeforeDays: number):
   return lifetime > 3 * before ? notAfter - before : notBefore + (lifetime * 2) / 3
 }
 
-/** From here on it is told that the certificate ends soon: by then two thirds of the attempts to renew it have failed. */
+/** From here on it is told that the certificate ends soon: it should have been renewed long before. */
 export const expiringTime = ({ notBefore, notAfter }: Omit<Lifetime, 'issuedAt'>): number =>
   notAfter - (notAfter - notBefore) / 10
 

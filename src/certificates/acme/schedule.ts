@@ -1,0 +1,65 @@
+// What is to be done for a certificate, and when, from what is known of it. Pure: the clock comes from outside.
+import { STORE_RETRY_MS } from '../../base/limits.ts'
+import type { CertificateStatus, StoredCertificate } from '../types.ts'
+import type { Attempts } from './records.ts'
+import { expiringTime, renewalTime, type RenewalWindow } from './renewal.ts'
+
+export interface Known {
+  held: StoredCertificate | undefined
+  attempts: Attempts
+  /** The CA's wish, and when it is asked for it again. */
+  window: RenewalWindow | undefined
+  lookAt: number
+  /** That it ends soon. */
+  told: boolean
+  /** The store has to be asked, or told, again. */
+  storeFailed: boolean
+  renewBeforeDays: number
+}
+
+const DAY_MS = 86_400_000
+/** Between two steps of one name, whatever seems to be due. */
+const STEP_MS_MIN = 1000
+
+export function isDue(known: Known, now: number): boolean {
+  return now >= nextAttempt(known) && (!known.held || now >= renewAt(known, known.held))
+}
+
+/** Its end is near, and nobody was told. */
+export const isExpiring = ({ held, told }: Known, now: number): boolean =>
+  held !== undefined && !told && now >= expiringTime(lifetime(held))
+
+/** How long until something may have to be done. */
+export function nextStep(known: Known, now: number): number {
+  const { held, storeFailed, lookAt, told } = known
+  const times = [now + DAY_MS]
+  if (storeFailed) times.push(now + STORE_RETRY_MS)
+  else if (!held) times.push(nextAttempt(known))
+  else {
+    times.push(Math.max(renewAt(known, held), nextAttempt(known)), lookAt)
+    if (!told) times.push(expiringTime(lifetime(held)))
+  }
+  return Math.max(Math.min(...times) - now, STEP_MS_MIN)
+}
+
+export function statusOf(known: Known, now: number): CertificateStatus {
+  const { held, attempts } = known
+  const good = held !== undefined && Date.parse(held.notAfter) > now
+  return {
+    state: good ? 'valid' : attempts.failures > 0 ? 'failed' : 'pending',
+    ...attempts,
+    ...(held ? { notAfter: held.notAfter, renewAt: new Date(renewAt(known, held)).toISOString() } : {}),
+  }
+}
+
+const nextAttempt = ({ attempts }: Known): number =>
+  attempts.nextAttemptAt === undefined ? 0 : Date.parse(attempts.nextAttemptAt)
+
+const renewAt = ({ renewBeforeDays, window }: Known, held: StoredCertificate): number =>
+  renewalTime(lifetime(held), renewBeforeDays, held.jitter, window)
+
+const lifetime = ({ notBefore, notAfter, issuedAt }: StoredCertificate) => ({
+  notBefore: Date.parse(notBefore),
+  notAfter: Date.parse(notAfter),
+  issuedAt: Date.parse(issuedAt),
+})
