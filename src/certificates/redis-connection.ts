@@ -145,8 +145,6 @@ export function nameOf(url: string): string {
 }
 
 async function inTime<T>(answer: Promise<T>, ms: number): Promise<T> {
-  // It may be rejected long after its deadline, when nobody waits for it any more.
-  answer.catch(() => {})
   const late = Promise.withResolvers<never>()
   const timer = setTimeout(() => late.reject(new Error(`no answer within ${ms} ms`)), ms)
   try {

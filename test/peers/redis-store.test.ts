@@ -7,8 +7,8 @@ import { RedisStore } from '../../src/certificates/store-redis.ts'
 import type { Challenge } from '../../src/certificates/types.ts'
 import { signed, temporaryDirectory } from '../certificates/tools.ts'
 import { until } from '../netns/gateway.ts'
-import { testIf } from '../support.ts'
-import { hasRedis, Redis } from './redis.ts'
+import { slowness, testIf } from '../support.ts'
+import { freePort, hasRedis, Redis } from './redis.ts'
 
 const times = { answerMs: 300, pauseMs: 50 }
 const SOON_MS = 5000
@@ -40,6 +40,8 @@ describe('a Redis', () => {
       expect(status).toBe('rejected')
       expect(reason.message).toStartWith(`${redis.url} does not answer`)
     }
+    // Once more after the pause: that is no news.
+    await Bun.sleep(times.pauseMs * 2)
     await expect(store.get('a')).rejects.toThrow('does not answer')
     await redis.start()
     await until(works(store), SOON_MS, 'it answers again')
@@ -59,6 +61,16 @@ describe('a Redis', () => {
     redis.signal('SIGCONT')
     await until(works(store), SOON_MS, 'it answers again')
     expect(await store.get('a')).toBe('x')
+  })
+
+  withRedis('that does not answer is left alone for a while', async () => {
+    await using redis = await Redis.start()
+    await redis.kill()
+    await using store = storeOf(redis, { times: { ...times, pauseMs: 60_000 } })
+    const first = await store.get('a').catch((error: Error) => error)
+    expect(first).toBeInstanceOf(Error)
+    // Not asked: it is the same error.
+    expect(await store.get('a').catch((error: Error) => error)).toBe(first as Error)
   })
 
   withRedis('with users, passwords and databases; no message tells the password', async () => {
@@ -111,7 +123,7 @@ describe('a Redis', () => {
     await using redis = await Redis.start()
     const tls = { 'tls-cert-file': cert, 'tls-key-file': key, 'tls-ca-cert-file': cert, 'tls-auth-clients': 'no' }
     for (const [name, value] of Object.entries(tls)) await redis.cli('config', 'set', name, value)
-    const port = redis.port + 1
+    const port = freePort()
     expect(await redis.cli('config', 'set', 'tls-port', `${port}`)).toBe('OK')
     const asks = (env: Record<string, string>) => {
       const code = `
@@ -134,7 +146,7 @@ describe('a lock in Redis', () => {
     await using store = storeOf(redis, { lockMs: 300 })
     await using other = storeOf(redis, { lockMs: 300 })
     const lock = await store.lock('a')
-    const until = performance.now() + 1000
+    const until = performance.now() + 600
     while (performance.now() < until) {
       expect(await other.lock('a')).toBeNull()
       await Bun.sleep(20)
@@ -158,14 +170,14 @@ describe('a lock in Redis', () => {
 
   withRedis('is lost before its life is over when its Redis hangs, and not for a hiccup', async () => {
     await using redis = await Redis.start()
-    await using store = storeOf(redis, { lockMs: 1500 })
+    await using store = storeOf(redis, { lockMs: 1500 * slowness })
     const lock = await store.lock('a')
     const life = async () => Number(await redis.cli('pttl', 'sluice:LOCK/a'))
     redis.signal('SIGSTOP')
-    // Long enough for the first renewal to be late.
-    await Bun.sleep(600)
+    // Long enough for the first renewal to come and fail.
+    await Bun.sleep(950 * slowness)
     redis.signal('SIGCONT')
-    await until(async () => (await life()) > 1100, SOON_MS, 'it is renewed')
+    await until(async () => (await life()) > 1100 * slowness, SOON_MS, 'it is renewed')
     expect(lock!.lost.aborted).toBe(false)
     redis.signal('SIGSTOP')
     await until(() => lock!.lost.aborted, SOON_MS, 'the lock is lost')
@@ -207,15 +219,17 @@ describe('who watches a Redis', () => {
 
   withRedis('that is not there yet hears of it when it is', async () => {
     await using redis = await Redis.start()
-    await redis.kill()
-    await using store = storeOf(redis)
     await using other = storeOf(redis)
+    await other.put('a/new', 'x')
+    // Of long ago.
+    await redis.cli('zadd', 'sluice:CHANGES', '1', 'a/old')
+    redis.signal('SIGSTOP')
+    await using store = storeOf(redis)
     const told: string[] = []
     store.watch('a/', (key) => told.push(key))
-    await expect(store.get('a/1')).rejects.toThrow('does not answer')
-    await redis.start()
-    await until(() => other.put('a/1', 'x').then(() => true), SOON_MS, 'it is put')
-    await until(() => told.includes('a/1'), SOON_MS, 'it is told')
+    await expect(store.get('a/new')).rejects.toThrow('does not answer')
+    redis.signal('SIGCONT')
+    await until(() => told.includes('a/new') && told.includes('a/old'), SOON_MS, 'both are told')
   })
 })
 
@@ -334,7 +348,7 @@ describe('gateways that share a store', () => {
     await using redis = await Redis.start()
     await using one = await gateway(redis, 'one')
     await using two = await gateway(redis, 'two')
-    await using three = await gateway(redis, 'three', () => Bun.sleep(200))
+    await using three = await gateway(redis, 'three', () => Bun.sleep(50))
     const takeAway = await one.fleet.place(http('a.test'))
     expect([one.answers(), two.answers(), three.answers()]).toEqual([['a.test'], ['a.test'], ['a.test']])
     const again = await two.fleet.place({ type: 'tls-alpn-01', name: 'b.test', cert: 'c', key: 'k' })
@@ -409,6 +423,24 @@ describe('gateways that share a store', () => {
     redis.signal('SIGCONT')
     const takeAway = await placing
     expect(two.answers()).toEqual(['a.test'])
+    expect(one.said).toEqual([])
+    await takeAway()
+  })
+
+  withRedis('who could not say that it answers says it later', async () => {
+    await using redis = await Redis.start()
+    await using one = await gateway(redis, 'one', undefined, 5000)
+    const applying = Promise.withResolvers<void>()
+    const applied = Promise.withResolvers<void>()
+    await using _two = await gateway(redis, 'two', () => (applying.resolve(), applied.promise))
+    const placing = one.fleet.place(http('a.test'))
+    await applying.promise
+    // Full: nothing can be put.
+    await redis.cli('config', 'set', 'maxmemory', '1')
+    applied.resolve()
+    await Bun.sleep(100)
+    await redis.cli('config', 'set', 'maxmemory', '0')
+    const takeAway = await placing
     expect(one.said).toEqual([])
     await takeAway()
   })

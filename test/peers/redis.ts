@@ -57,7 +57,8 @@ export class Redis implements AsyncDisposable {
   }
 }
 
-function freePort(): number {
+/** Of loopback, which nobody has now. */
+export function freePort(): number {
   const listener = Bun.listen({ hostname: '127.0.0.1', port: 0, socket: { data() {} } })
   const { port } = listener
   listener.stop(true)
