@@ -44,7 +44,7 @@ import { AccessLog } from './observe/access-log.ts'
 import { Admin, type Gateway } from './observe/admin.ts'
 import { Events } from './observe/events.ts'
 import { makeLog, type Log } from './observe/log.ts'
-import { challengesFor } from './plan/challenge.ts'
+import { challengesFor, type ChallengeType } from './plan/challenge.ts'
 import { configuredRoutes } from './plan/default.ts'
 import { emptyState, isEmpty } from './plan/kernel-state.ts'
 import { DEFAULT_MARK_BASE, noFacts, plan as makePlan, retarget } from './plan/plan.ts'
@@ -136,7 +136,7 @@ export class Control implements Gateway {
             log: this.log,
             stateDir: this.#stateDir,
             config: () => this.#config,
-            offers: (name) => challengesFor(this.#config, name),
+            offers: (name) => this.#offers(name),
             read: (challenging) => this.#readChallenges(challenging),
             answer: (challenges) => this.#supervisor.updateChallenges(challenges),
           },
@@ -353,6 +353,12 @@ export class Control implements Gateway {
     return this.#serially(async () => {
       if (!this.#stopping) await this.#carryOut(this.#config)
     })
+  }
+
+  /** Without HTTP-01 where another program has its port. */
+  #offers(name: string): ChallengeType[] {
+    const answersHttp = this.#plan.listeners.some((one) => one.challenge && this.#listeners.tag(one.key) !== undefined)
+    return challengesFor(this.#config, name).filter((type) => type !== 'http-01' || answersHttp)
   }
 
   /** Whether what comes to the challenge port is read. Resolves when that is so for the next connection: in the worker, and because
