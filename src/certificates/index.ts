@@ -11,11 +11,12 @@ import type { RouteCertificates } from '../channel/messages.ts'
 import { LocalAuthority } from './authority.ts'
 import type { Automatic } from './auto-source.ts'
 import type { Provide } from './module-source.ts'
-import { endOf, routeCertificates } from './pair.ts'
+import { routeCertificates } from './pair.ts'
 import { atOnce } from './queue.ts'
 import { wordsOf, type Source } from './source.ts'
 import { isAutomatic, isPerName, sourcesOf, type CertificateSpec, type SourceTools } from './specs.ts'
-import { certificateView, concernOf, type CertificateView } from './status.ts'
+import { certificateView, type CertificateView } from './status.ts'
+import { Teller, type EventCounts, type Listener } from './tell.ts'
 import { authorityDirectory, authorityView, type AuthorityView } from './trust.ts'
 import type { CertificateEvent } from './types.ts'
 import { Directories } from './watch.ts'
@@ -43,15 +44,13 @@ export interface AcmeHooks {
 export type RenewAnswer =
   { ok: true; certificates: CertificateView[] } | { ok: false; status: 404 | 409 | 502; error: string }
 
-export interface CertificatesOptions {
+export interface CertificatesOptions extends Listener {
   /** Everything kept on disk by the local authority is below `stateDir`/authority, made when the first route needs it. */
   stateDir: string
   /** null: there are no automatic certificates. Called at most once, when the first name needs it. */
   openAcme: ((hooks: AcmeHooks) => Automatic) | null
   /** Asks a certificate module. */
   provide: Provide
-  log(level: 'info' | 'warn' | 'error', message: string, fields?: Record<string, unknown>): void
-  event(event: CertificateEvent): void
   /** These routes can show something else now. */
   changed(routes: string[]): void
   // For tests.
@@ -85,32 +84,28 @@ export class Certificates {
   readonly #changedRoutes = new Set<string>()
   #telling: ReturnType<typeof setTimeout> | undefined
   #timer: ReturnType<typeof setInterval> | undefined
-  /** Events so far, by what they tell. */
-  readonly counts: Record<CertificateEvent['what'], number> = {
-    issued: 0,
-    renewed: 0,
-    failed: 0,
-    expiring: 0,
-    replaced: 0,
-  }
-  /** What was said of a certificate that runs out: once each. */
-  readonly #said = new WeakMap<Source, string>()
-  readonly #warned = new WeakMap<Source, string | undefined>()
+  readonly #teller: Teller
   readonly #tools: SourceTools
 
   constructor(options: CertificatesOptions) {
     this.#options = options
     this.#now = options.now ?? Date.now
+    this.#teller = new Teller(options, this.#now)
     this.#tools = {
       now: this.#now,
       settleMs: options.settleMs ?? FILES_SETTLE_MS_MAX,
       changed: (source) => this.#changed(source),
-      event: (event) => this.#event(event),
+      event: (event) => this.#teller.event(event),
       directories: new Directories(),
       authority: () => this.authority(),
       provide: atOnce(PROVIDERS_AT_ONCE_MAX, options.provide),
       acme: () => this.#automatic(),
     }
+  }
+
+  /** Events so far, by what they tell. */
+  get counts(): EventCounts {
+    return this.#teller.counts
   }
 
   get #authorityDirectory(): string {
@@ -186,7 +181,7 @@ export class Certificates {
     for (const [key, source] of this.#prepared) if (!this.#entries.has(key)) source.stop()
     this.#prepared = new Map()
     this.#followAcme()
-    for (const { source } of this.#entries.values()) this.#concern(source)
+    for (const { source } of this.#entries.values()) this.#teller.concern(source)
     this.#timer ??= setInterval(() => this.look(), CERTIFICATE_LOOK_MS)
   }
 
@@ -195,7 +190,7 @@ export class Certificates {
     const failed = (error: unknown) => this.#options.log('error', wordsOf(error))
     void inTurns([...this.#entries.values()], SOURCES_PER_TURN, ({ source }) => {
       source.look().catch(failed)
-      this.#concern(source)
+      this.#teller.concern(source)
     }).catch(failed)
   }
 
@@ -258,7 +253,7 @@ export class Certificates {
   #automatic(): Automatic | undefined {
     const hooks = {
       changed: (name: string) => this.#issued(name),
-      event: (event: CertificateEvent) => this.#event(event),
+      event: (event: CertificateEvent) => this.#teller.event(event),
     }
     return (this.#acme ??= this.#options.openAcme?.(hooks))
   }
@@ -281,7 +276,7 @@ export class Certificates {
     const entry = this.#bySource.get(source)
     if (!entry) return
     if (source.kind === 'module') this.#followAcme()
-    this.#concern(source)
+    this.#teller.concern(source)
     for (const route of entry.wanted.keys()) this.#changedRoutes.add(route)
     this.#telling ??= setTimeout(() => {
       this.#telling = undefined
@@ -289,40 +284,5 @@ export class Certificates {
       this.#changedRoutes.clear()
       this.#options.changed(routes)
     }, CERTIFICATE_CHANGES_MS)
-  }
-
-  // ---- what is said ----
-
-  #event(event: CertificateEvent) {
-    const { name, source, what, error, notAfter, nextAttemptAt } = event
-    const words = `Certificate ${name} (${source}): ${what}${error === undefined ? '' : `: ${error}`}`
-    this.#options.log(what === 'failed' ? 'error' : what === 'expiring' ? 'warn' : 'info', words, {
-      ...(notAfter ? { notAfter } : {}),
-      ...(nextAttemptAt ? { nextAttemptAt } : {}),
-    })
-    this.#tell(event)
-  }
-
-  #tell(event: CertificateEvent) {
-    this.counts[event.what]++
-    this.#options.event(event)
-  }
-
-  /** Of one that is odd, running out, or over: once each. */
-  #concern(source: Source) {
-    const warnings = source.warnings?.join('; ')
-    if (warnings && this.#warned.get(source) !== warnings)
-      this.#options.log('warn', `Certificate ${source.name} (${source.kind}): ${warnings}`)
-    this.#warned.set(source, warnings)
-    const concern = concernOf(source, this.#now())
-    // ACME knows best when it should have been renewed, and tells it.
-    if (concern?.level === 'warn' && isAutomatic(source)) return
-    const said = concern && `${concern.level} ${source.pairs.map(({ serialNumber }) => serialNumber).join()}`
-    if (said === undefined || this.#said.get(source) === said) return
-    this.#said.set(source, said)
-    const { name, kind } = source
-    const notAfter = new Date(endOf(source.pairs)).toISOString()
-    this.#options.log(concern!.level, `Certificate ${name} (${kind}): ${concern!.words}`)
-    this.#tell({ name, source: kind, what: 'expiring', notAfter, error: concern!.words })
   }
 }
