@@ -15,6 +15,19 @@ export type { ForwardOptions, Place, RouteOptions, Routes, TlsOptions } from './
 export type ReloadResult =
   { ok: true; changes: Changes } | { ok: false; problems: { path: string; message: string; remedy: string }[] }
 
+/** What a module named by `certificate: { module }` exports as its default: asked for each of the route's domains, in a short-lived
+ * process, and again when two thirds of the certificate's life are over. PEM texts, or paths of files.
+ * @example
+ * import type { CertificateProvider } from 'sluice'
+ * export default (async (name) => {
+ *   const answer = await fetch(`https://vault.internal/v1/secret/${name}`)
+ *   return answer.ok ? ((await answer.json()) as { cert: string; key: string }) : 'acme'
+ * }) satisfies CertificateProvider
+ */
+export type CertificateProvider = (
+  name: string,
+) => 'acme' | { cert: string; key: string } | Promise<'acme' | { cert: string; key: string }>
+
 /** Gives a configuration its type; returns it as it is.
  * @example
  * export default defineConfig({
