@@ -53,13 +53,13 @@ export interface Certificate {
   names: string[]
   routes: string[]
   source: string
-  state: string
-  keys: string[] | string
-  issuer: string | null
-  notAfter: string | null
-  expiresInSeconds: number | null
-  lastError: string | null
-  nextAttempt: string | null
+  state: 'valid' | 'expiring' | 'expired' | 'pending' | 'failed'
+  keys: string[]
+  issuer?: string
+  notAfter?: string
+  expiresInSeconds?: number
+  lastError?: string
+  nextAttempt?: string
 }
 
 export class ApiError extends Error {

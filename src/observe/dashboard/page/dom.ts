@@ -39,8 +39,9 @@ export function confirmed(question: { title: string; text: string; yes: string }
   byId('confirm-text').textContent = question.text
   byId('confirm-yes').textContent = question.yes
   const { promise, resolve } = Promise.withResolvers<boolean>()
-  dialog.returnValue = 'no'
-  dialog.addEventListener('close', () => resolve(dialog.returnValue === 'yes'), { once: true })
+  // Not its close event, which comes later: by then the next question may have been asked.
+  dialog.oncancel = () => resolve(false)
+  dialog.querySelector('form')!.onsubmit = ({ submitter }) => resolve((submitter as HTMLButtonElement).value === 'yes')
   dialog.showModal()
   return promise
 }

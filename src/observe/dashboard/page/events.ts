@@ -52,8 +52,8 @@ export class EventList {
     if (isWanted === (this.#source !== undefined)) return
     this.#source?.close()
     this.#source = isWanted ? new EventSource('/v1/events') : undefined
+    setText(this.#count, isWanted ? 'Connecting' : '')
     if (!this.#source) return
-    setText(this.#count, 'Connecting')
     this.#source.addEventListener('open', () => setText(this.#count, 'Listening'))
     this.#source.addEventListener('error', () => setText(this.#count, 'Interrupted; trying again'))
     for (const kind of KINDS)

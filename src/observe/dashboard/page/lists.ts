@@ -4,8 +4,7 @@ import { bytes, count, duration, percent } from './format.ts'
 import { Table } from './table.ts'
 
 const TARGET_TONES = { up: 'good', down: 'bad', draining: 'warn', drained: 'warn' } as const
-/** A certificate that is renewed in time never comes here. */
-const SOON_S = 14 * 86_400
+const CERTIFICATE_TONES = { valid: 'good', expiring: 'warn', expired: 'bad', pending: 'warn', failed: 'bad' } as const
 
 export const targetTable = (where: HTMLElement) =>
   new Table<Target>(where, {
@@ -28,7 +27,7 @@ export const targetTable = (where: HTMLElement) =>
 
 const leftOf = ({ expiresInSeconds }: Certificate) => expiresInSeconds ?? Infinity
 const leftText = (one: Certificate) =>
-  one.expiresInSeconds === null ? '–' : leftOf(one) <= 0 ? 'expired' : duration(leftOf(one))
+  one.expiresInSeconds === undefined ? '–' : leftOf(one) <= 0 ? 'expired' : duration(leftOf(one))
 
 export const certificateTable = (where: HTMLElement) =>
   new Table<Certificate>(where, {
@@ -40,8 +39,8 @@ export const certificateTable = (where: HTMLElement) =>
       { title: 'Name', text: ({ name }) => name, hint: ({ names }) => names.join(', ') },
       { title: 'Routes', text: ({ routes }) => routes.join(', ') },
       { title: 'Source', text: ({ source }) => source },
-      { title: 'State', text: ({ state }) => state },
-      { title: 'Keys', text: ({ keys }) => [keys].flat().join(', ') },
+      { title: 'State', text: ({ state }) => state, tone: ({ state }) => CERTIFICATE_TONES[state] },
+      { title: 'Keys', text: ({ keys }) => keys.join(', ') },
       { title: 'Issuer', text: ({ issuer }) => issuer ?? '–' },
       {
         title: 'Expires in',
@@ -49,7 +48,6 @@ export const certificateTable = (where: HTMLElement) =>
         order: leftOf,
         numeric: true,
         hint: ({ notAfter }) => notAfter ?? '',
-        tone: (one) => (leftOf(one) <= 0 ? 'bad' : leftOf(one) < SOON_S ? 'warn' : ''),
       },
       {
         title: 'Last error',

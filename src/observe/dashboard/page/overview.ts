@@ -10,6 +10,8 @@ const KINDS: Series['kind'][] = ['first', 'second', 'third']
 const BY_CARRIER: Series[] = CARRIERS.map((name, i) => ({ name, kind: KINDS[i]! }))
 /** Ten minutes, a look every two seconds. */
 const POINTS_MAX = 300
+const [RATE_LEAST, CONNECTIONS_LEAST] = [1000, 4]
+const SOON = 'Drawn in a moment.'
 /** More would hide the rest of the page. */
 const ATTENTION_MAX = 8
 
@@ -19,12 +21,16 @@ export class Overview {
     series: BY_CARRIER,
     format: byteRate,
     pointsMax: POINTS_MAX,
+    least: RATE_LEAST,
+    empty: SOON,
   })
   readonly #carried = new Plot(byId('carried'), {
     title: 'Connections',
     series: BY_CARRIER,
     format: (value) => count(Math.round(value)),
     pointsMax: POINTS_MAX,
+    least: CONNECTIONS_LEAST,
+    empty: SOON,
   })
   readonly #hour = new Plot(byId('hour'), {
     title: 'Last hour',
@@ -34,6 +40,8 @@ export class Overview {
     ],
     format: byteRate,
     pointsMax: POINTS_MAX,
+    least: RATE_LEAST,
+    empty: 'Drawn by the minute, from the second minute on.',
   })
   readonly #routes = new Table<Route>(byId('routes'), {
     title: 'Routes',

@@ -14,10 +14,16 @@ export interface PlotOptions {
   format(value: number): string
   /** Points kept. Above: the oldest goes. */
   pointsMax: number
+  /** The scale reaches to here at least: noise near zero is not drawn large. */
+  least: number
+  /** Says why there is no line yet. */
+  empty: string
 }
 
 const HEIGHT = 150
 const DASHES: Record<Series['kind'], number[]> = { first: [], second: [6, 3], third: [2, 3] }
+/** Below, seconds tell the marks of the axis apart. */
+const MINUTE_S = 60
 const time = new Intl.DateTimeFormat('en-GB', { hour: '2-digit', minute: '2-digit', second: '2-digit' })
 
 export class Plot {
@@ -25,6 +31,8 @@ export class Plot {
   #data: number[][]
   readonly #values: HTMLElement[]
   readonly #when = element('span', { class: 'quiet' })
+  readonly #canvas = element('div', { class: 'canvas', 'aria-hidden': 'true' })
+  readonly #empty: HTMLElement
   readonly #plot: uPlot
   readonly #options: PlotOptions
 
@@ -36,10 +44,12 @@ export class Plot {
     const keys = series.map(({ name, kind }, i) =>
       element('span', { class: `key ${kind}` }, element('i', { 'aria-hidden': 'true' }), name, ' ', this.#values[i]!),
     )
-    const canvas = element('div', { class: 'canvas', 'aria-hidden': 'true' })
+    const canvas = this.#canvas
+    this.#empty = element('p', { class: 'empty' }, options.empty)
     where.append(
       element('figcaption', {}, element('h2', {}, title), this.#when, element('span', { class: 'keys' }, ...keys)),
       canvas,
+      this.#empty,
     )
     // A colour of the style sheet is known when it has come to an element.
     const colour = (kind: string) => () => getComputedStyle(where.querySelector(`.${kind} i`)!).color
@@ -52,16 +62,17 @@ export class Plot {
         width: 300,
         height: HEIGHT,
         legend: { show: false },
-        padding: [8, 8, 0, 0],
+        padding: [8, 26, 0, 0],
         cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
-        scales: { y: { range: (_plot, _min, max) => [0, max > 0 ? max * 1.1 : 1] } },
+        scales: { y: { range: (_plot, _min, max) => [0, Math.max(options.least, max * 1.1)] } },
         axes: [
           {
             ...axis,
             font: font(),
             size: 24,
             space: 70,
-            values: (_plot, times) => times.map((at) => time.format(at * 1000).slice(0, 5)),
+            values: (_plot, times, _axis, _space, every) =>
+              times.map((at) => time.format(at * 1000).slice(0, every < MINUTE_S ? 8 : 5)),
           },
           {
             ...axis,
@@ -85,9 +96,12 @@ export class Plot {
       this.#data as unknown as uPlot.AlignedData,
       canvas,
     )
-    new ResizeObserver(([entry]) =>
-      this.#plot.setSize({ width: Math.floor(entry!.contentRect.width), height: HEIGHT }),
-    ).observe(canvas)
+    new ResizeObserver(([entry]) => {
+      const width = Math.floor(entry!.contentRect.width)
+      // Nothing, while it is not shown.
+      if (width > 0) this.#plot.setSize({ width, height: HEIGHT })
+    }).observe(canvas)
+    this.#draw()
   }
 
   /** One more moment. */
@@ -105,6 +119,8 @@ export class Plot {
   }
 
   #draw() {
+    this.#empty.hidden = this.#data[0]!.length > 1
+    this.#canvas.hidden = !this.#empty.hidden
     this.#plot.setData(this.#data as unknown as uPlot.AlignedData)
     this.#say()
   }

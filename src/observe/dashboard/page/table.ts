@@ -1,6 +1,7 @@
 // A table that is sorted by a click on a column, filtered by words, and shown a page at a time, so that a hundred thousand rows
 // are as quick as ten. It is renewed in place: what has the focus keeps it.
 import { button, element, setAttribute, setText } from './dom.ts'
+import { count } from './format.ts'
 
 export interface Column<Row> {
   title: string
@@ -47,7 +48,7 @@ export class Table<Row> {
   readonly #body = element('tbody', { role: 'rowgroup' })
   readonly #heads = new Map<Column<Row>, HTMLTableCellElement>()
   readonly #count = element('span', { class: 'quiet', role: 'status' })
-  readonly #empty: HTMLParagraphElement
+  readonly #empty = element('p', { class: 'empty', hidden: '' })
   readonly #earlier = button('Previous', () => this.#turn(-1))
   readonly #later = button('Next', () => this.#turn(1))
 
@@ -55,7 +56,7 @@ export class Table<Row> {
     where: HTMLElement,
     private readonly options: TableOptions<Row>,
   ) {
-    const { title, columns, sortedBy, empty, action } = options
+    const { title, columns, sortedBy, action } = options
     this.#isDescending = sortedBy.startsWith('-')
     this.#column = columns.find((column) => column.title === sortedBy.replace('-', ''))!
     for (const column of columns) this.#heads.set(column, this.#head(column))
@@ -74,7 +75,6 @@ export class Table<Row> {
       this.#page = 0
       this.#render()
     })
-    this.#empty = element('p', { class: 'empty', hidden: '' }, empty)
     this.#body.addEventListener('keydown', (event) => this.#move(event))
     where.append(
       element(
@@ -136,13 +136,14 @@ export class Table<Row> {
     this.#page = Math.min(Math.max(0, this.#page), pages - 1)
     const from = this.#page * ROWS_A_PAGE
     const page = rows.slice(from, from + ROWS_A_PAGE)
-    const all = rows.length === this.#rows.length ? '' : ` (of ${this.#rows.length.toLocaleString('en')})`
+    const all = rows.length === this.#rows.length ? '' : `, filtered from ${count(this.#rows.length)}`
     const range = pages === 1 ? '' : `${from + 1}–${from + page.length} of `
-    setText(this.#count, `${range}${rows.length.toLocaleString('en')}${all}`)
+    setText(this.#count, `${range}${count(rows.length)}${all}`)
     this.#earlier.disabled = this.#page === 0
     this.#later.disabled = this.#page === pages - 1
     this.#earlier.hidden = this.#later.hidden = pages === 1
-    this.#empty.hidden = this.#rows.length > 0
+    this.#empty.hidden = rows.length > 0
+    setText(this.#empty, this.#rows.length > 0 ? 'Nothing matches the filter.' : this.options.empty)
     for (const [column, head] of this.#heads)
       setAttribute(
         head,
