@@ -66,8 +66,9 @@ int sluice_refuse_calls(void);
 
 /* ---- service manager (notify.c) ---- */
 
-/* One datagram to a unix socket, its path with "@" first when it is abstract. A full queue is -EAGAIN. */
-int sluice_notify(const char *path, const char *text);
+/* One datagram to a unix socket, its path with "@" first when it is abstract. A descriptor that is not negative goes with it. A full
+ * queue is -EAGAIN. */
+int sluice_notify(const char *path, const char *text, int descriptor);
 /* CLOCK_MONOTONIC in microseconds, as service managers count. */
 uint64_t sluice_monotonic_us(void);
 

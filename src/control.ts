@@ -26,6 +26,7 @@ import {
   readCertificatesAgain,
   workerCertificates,
 } from './control/certificates.ts'
+import { DescriptorStore, keptSockets } from './control/descriptor-store.ts'
 import { Drains, type What } from './control/drains.ts'
 import { explainNow } from './control/explain.ts'
 import { Successor, type Predecessor } from './control/handover.ts'
@@ -113,6 +114,7 @@ export class Control implements Gateway {
   /** By operators, beside those that a change makes (#cutting). */
   #operatorDrains: Drains | undefined
   #observation: Observation | undefined
+  #descriptorStore: DescriptorStore | null = null
   #certificates: Certificates
   #startedAt = new Date()
   #stopping: Promise<void> | null = null
@@ -229,9 +231,11 @@ export class Control implements Gateway {
     }
     // Its socket first: a second gateway with the same configuration ends here, before it touches anything.
     this.#admin = new Admin({ config: this.#config.admin, stateDir: this.#stateDir, log: this.log }, this)
-    const { predecessor } = this.options
+    const { predecessor, manager = null } = this.options
     try {
       if (predecessor) await this.#takeOver(predecessor)
+      else if (manager) this.#listeners.inherit(keptSockets())
+      this.#descriptorStore = manager && new DescriptorStore(manager, this.#listeners.inherited)
       await this.#admin.start()
       await this.#recall()
       await this.#resolveNames(this.#config)
@@ -433,6 +437,7 @@ export class Control implements Gateway {
     const wanted = new Set(next.listeners.map((listener) => listener.key))
     await this.#supervisor.apply(workerPlan, this.#listeners.descriptors(wanted))
     this.#listeners.keep(wanted, new Set(next.reservations.map((reservation) => reservation.key)))
+    this.#descriptorStore?.keep(this.#listeners.sockets())
     this.#certificates.follow(specs)
     this.#leastConnections.follow(next.routes)
     this.#health.follow(configuredRoutes(config), next.routes)

@@ -72,6 +72,7 @@ const EFFECTS: { effect: string; uses: RegExp; only: string[] }[] = [
       'src/control.ts',
       'src/control/supervisor.ts',
       'src/control/handover.ts',
+      'src/control/descriptor-store.ts',
       'src/demo.ts',
       'src/provision/',
     ],

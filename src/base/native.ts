@@ -25,7 +25,7 @@ const signatures = {
   sluice_drop_bounding: { args: [], returns: 'i32' },
   sluice_drop_capabilities: { args: [], returns: 'i32' },
   sluice_refuse_calls: { args: [], returns: 'i32' },
-  sluice_notify: { args: ['ptr', 'ptr'], returns: 'i32' },
+  sluice_notify: { args: ['ptr', 'ptr', 'i32'], returns: 'i32' },
   sluice_monotonic_us: { args: [], returns: 'u64' },
   sluice_ct_start: { args: ['i32', 'u32', 'u32', 'ptr', 'i32'], returns: 'i32' },
   sluice_ct_dump: { args: ['u16', 'ptr'], returns: 'i32' },

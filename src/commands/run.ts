@@ -1,6 +1,7 @@
 // sluice run: the gateway in the foreground, with its signals.
 import { Control } from '../control.ts'
 import { GatewayError } from '../control/changes.ts'
+import { isRestarting } from '../control/descriptor-store.ts'
 import { ServiceManager } from '../control/service-manager.ts'
 import { isJournal, makeLog } from '../observe/log.ts'
 import { Predecessor } from '../control/handover.ts'
@@ -23,7 +24,8 @@ export async function run(options: { config?: string; check?: boolean }): Promis
   const control = new Control(read.config, { configFile: read.path, predecessor, log, manager })
   const heartbeat = { alive: () => control.answers(), status: () => control.summary }
   const started = Promise.withResolvers<void>()
-  const stop = () => void control.stop()
+  // Half of a restart is no stop: the kernel goes on forwarding until the next start takes over.
+  const stop = async () => control.stop(undefined, manager && (await isRestarting()) ? 'keep' : undefined)
   process.on('SIGTERM', stop)
   process.on('SIGINT', stop)
   // logrotate has moved the file away, or an operator has changed the configuration: it is not told which.

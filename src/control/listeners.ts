@@ -76,6 +76,14 @@ export class Listeners {
     for (const { protocol, key, fd } of sockets) this.#inherited.set(`${protocol} ${key}`, fd)
   }
 
+  /** As far as nobody has wanted it yet. */
+  get inherited(): Socket[] {
+    return Array.from(this.#inherited, ([id, fd]) => {
+      const [protocol, key] = id.split(' ') as [Protocol, string]
+      return { protocol, key, port: Number(key.slice(key.lastIndexOf(':') + 1)), fd }
+    })
+  }
+
   #take(protocol: Protocol, key: string): number | undefined {
     const id = `${protocol} ${key}`
     const fd = this.#inherited.get(id)

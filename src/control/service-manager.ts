@@ -66,6 +66,18 @@ export class ServiceManager {
     this.#say('STOPPING=1\nSTATUS=Stopping: connections may finish')
   }
 
+  /** It keeps a copy of the descriptor under this name, for the next start; it may refuse, and does not say so. */
+  keep(name: string, fd: number) {
+    // A copy until it is sent: the listener may be closed before.
+    const copy = native().sluice_dup(fd)
+    if (copy < 0) return
+    this.#say(`FDSTORE=1\nFDNAME=${name}`, copy)
+  }
+
+  forget(name: string) {
+    this.#say(`FDSTOREREMOVE=1\nFDNAME=${name}`)
+  }
+
   /** Nothing is said any more. */
   close() {
     clearInterval(this.#timer)
@@ -83,14 +95,17 @@ export class ServiceManager {
     this.#status = status
   }
 
-  #say(text: string) {
-    this.#saying = this.#saying.then(() => this.#deliver(text))
+  /** @param descriptor goes with it, and is closed. */
+  #say(text: string, descriptor = -1) {
+    this.#saying = this.#saying
+      .then(() => this.#deliver(text, descriptor))
+      .finally(() => descriptor >= 0 && native().sluice_close(descriptor))
   }
 
-  async #deliver(text: string) {
+  async #deliver(text: string, descriptor: number) {
     const [path, words] = [cString(this.socket), cString(text)]
     for (let tries = 1; ; tries++) {
-      const result = native().sluice_notify(ptr(path), ptr(words))
+      const result = native().sluice_notify(ptr(path), ptr(words), descriptor)
       if (result === 0) return
       if (result !== EAGAIN || tries >= NOTIFY_TRIES_MAX) return this.#cannot(-result)
       await Bun.sleep(NOTIFY_RETRY_MS)
