@@ -298,7 +298,7 @@ describe('the store in files', () => {
     const opening = (async () => {
       while (!done) await place.open()
     })()
-    for (let n = 0; n < 100; n++) {
+    for (let n = 0; n < 25; n++) {
       await store.put('a/busy', longText(n))
       expect(await store.get('a/busy')).toBe(longText(n))
     }
