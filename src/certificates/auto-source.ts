@@ -5,6 +5,8 @@ import type { CertificateStatus, StoredCertificate } from './types.ts'
 
 /** What is needed of ACME (acme/index.ts). */
 export interface Automatic {
+  /** What is stored of the name, so that it can be served at once; asks nothing of the CA. */
+  load(name: string): Promise<void>
   /** All names that are wanted from now on. */
   follow(names: string[]): void
   get(name: string): StoredCertificate | undefined
@@ -60,7 +62,9 @@ export class AutoSource implements Source {
   }
 
   /** Of a configuration that is refused nothing is asked of the CA: the front door tells ACME its names when it is followed. */
-  async load() {}
+  load(): Promise<void> {
+    return this.acme.load(this.name)
+  }
   follow() {}
   async look() {}
   stop() {}

@@ -27,8 +27,14 @@ export interface AcmeNeeds {
   answer(challenges: PlacedChallenges): Promise<boolean>
 }
 
+interface Opened {
+  store: Store
+  fleet: Fleet
+  acme: Acme
+}
+
 export class AcmeService implements Automatic {
-  readonly #opened: Promise<{ store: Store; fleet: Fleet; acme: Acme } | null>
+  #opened: Promise<Opened | null> | undefined
   #acme: Acme | undefined
   #names: string[] = []
   #error: string | undefined
@@ -37,17 +43,21 @@ export class AcmeService implements Automatic {
 
   constructor(
     private readonly needs: AcmeNeeds,
-    hooks: AcmeHooks,
-  ) {
-    this.#opened = this.#open(hooks).catch((error: Error) => {
+    private readonly hooks: AcmeHooks,
+  ) {}
+
+  /** Once, and not before the configuration that counts has the settings: one that is only being looked at may be refused. */
+  #open(): Promise<Opened | null> {
+    return (this.#opened ??= this.#start().catch((error: Error) => {
       this.#error = error.message
-      needs.log('error', `Automatic certificates cannot be had: ${error.message}`, { remedy: 'mend it and restart' })
+      const remedy = 'mend it and restart'
+      this.needs.log('error', `Automatic certificates cannot be had: ${error.message}`, { remedy })
       return null
-    })
+    }))
   }
 
-  async #open(hooks: AcmeHooks) {
-    const { needs } = this
+  async #start(): Promise<Opened> {
+    const { needs, hooks } = this
     const { log, stateDir } = needs
     const { acme: settings, store: address = 'file' } = needs.config()
     if (!settings) throw new Error('the configuration has no acme section')
@@ -108,8 +118,16 @@ export class AcmeService implements Automatic {
 
   // ---- what the certificates ask ----
 
+  /** A gateway that starts again serves what it had from its first connection on. */
+  async load(name: string): Promise<void> {
+    if (!this.needs.config().acme) return
+    const opened = await this.#open()
+    await opened?.acme.load([name])
+  }
+
   follow(names: string[]) {
     this.#names = names
+    void this.#open()
     this.#acme?.follow(names)
   }
 
@@ -125,7 +143,7 @@ export class AcmeService implements Automatic {
   }
 
   async renew(name: string): Promise<unknown> {
-    const opened = await this.#opened
+    const opened = await this.#open()
     if (!opened) throw new Error(this.#error)
     return opened.acme.renew(name)
   }

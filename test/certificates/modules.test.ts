@@ -28,6 +28,7 @@ function fakeAcme() {
   const followed: string[][] = []
   let hooks: AcmeHooks | undefined
   const acme: Automatic = {
+    load: async () => {},
     follow: (names) => void followed.push(names),
     get: (name) => held.get(name),
     status: (name) => ({
