@@ -1,6 +1,5 @@
 // Listening sockets that outlive this process without another one: the service manager keeps a copy of each (sd_notify(3), FDSTORE),
 // and gives them back to the next start (sd_listen_fds(3)). Clients that come in between wait in the backlog.
-import { readFile } from 'node:fs/promises'
 import { native } from '../base/native.ts'
 import type { Socket } from './handover.ts'
 import type { ServiceManager } from './service-manager.ts'
@@ -63,12 +62,11 @@ function socketOf(name: string): Omit<Socket, 'fd'> | undefined {
   return { protocol: protocol as 'tcp' | 'udp', key: key!.replaceAll('~', ':'), port: Number(port) }
 }
 
-/** Whether systemd stops this service only to start it again: then the kernel's rules stay. false where nobody can say. */
-export async function isRestarting(ask: (unit: string) => Promise<string> = listJobs): Promise<boolean> {
-  const cgroup = await readFile('/proc/self/cgroup', 'utf8').catch(() => '')
-  const unit = /\/([^/\n]+\.service)(?:\/|$)/m.exec(cgroup)?.[1] ?? process.env.SLUICE_UNIT
-  if (unit === undefined) return false
-  const jobs = await ask(unit).catch(() => '')
+/** Whether systemd stops this service only to start it again: then the kernel's rules stay. The unit says its own name
+ *  (src/provision/system-files.ts); false where nobody can say. */
+export async function isRestarting(unit = process.env.SLUICE_UNIT): Promise<boolean> {
+  if (!unit) return false
+  const jobs = await listJobs().catch(() => '')
   return jobs.split('\n').some((line) => {
     const words = line.trim().split(/\s+/)
     return words.includes(unit) && words.includes('restart')

@@ -64,6 +64,8 @@ After=network-online.target nss-lookup.target nftables.service
 
 [Service]
 Type=notify
+# So that it can ask whether a stop is half of a restart.
+Environment=SLUICE_UNIT=%n
 NotifyAccess=main
 ExecStart=${program} run --config ${config}
 ExecReload=/bin/kill -HUP $MAINPID

@@ -125,6 +125,8 @@ export interface GatewayOptions {
   program?: string[]
   /** A command that starts the program in its own way: setpriv(1), prlimit(1). */
   through?: string[]
+  /** Its standard input and output are pipes. */
+  talks?: boolean
   /** false: returns as soon as the process runs. Default: every route has been active. */
   ready?: boolean | ((routes: RouteState[]) => boolean)
 }
@@ -198,8 +200,8 @@ export class Gateway implements AsyncDisposable {
     this.process = this.namespace.spawn(
       [Bun.which('env')!, ...own, ...through, ...this.command('run', '--config', this.file)],
       {
-        stdin: 'ignore',
-        stdout: 'ignore',
+        stdin: options.talks ? 'pipe' : 'ignore',
+        stdout: options.talks ? 'pipe' : 'ignore',
         stderr: Bun.file(this.log),
       },
     )
