@@ -13,15 +13,15 @@ export interface Check {
   mend: string[]
 }
 
-const ok = (name: string, saw: string): Check => ({ name, status: 'ok', saw, why: '', mend: [] })
-const warn = (name: string, saw: string, why: string, mend: string[] = []): Check => ({
+export const ok = (name: string, saw: string): Check => ({ name, status: 'ok', saw, why: '', mend: [] })
+export const warn = (name: string, saw: string, why: string, mend: string[] = []): Check => ({
   name,
   status: 'warn',
   saw,
   why,
   mend,
 })
-const fail = (name: string, saw: string, why: string, mend: string[] = []): Check => ({
+export const fail = (name: string, saw: string, why: string, mend: string[] = []): Check => ({
   ...warn(name, saw, why, mend),
   status: 'fail',
 })
@@ -40,6 +40,10 @@ const CAPABILITIES: { bit: bigint; name: string; needed: boolean; why: string }[
     why: 'without it the limit of descriptors is what was given to us',
   },
 ]
+
+/** @param effective as below. */
+export const hasCapability = (effective: string, name: string) =>
+  CAPABILITIES.some((one) => one.name === name && ((BigInt(`0x${effective}`) >> one.bit) & 1n) === 1n)
 
 /** @param effective CapEff of /proc/self/status, hexadecimal. */
 export function privileges(uid: number, effective: string): Check {

@@ -22,6 +22,7 @@ export const nftVersion = (): Promise<string | { error: string }> =>
 const PROBE = `table inet sluice_probe {
 	map target { typeof ct mark : ip daddr . th dport; }
 	map slot { typeof ct mark . numgen random mod 256 : ip daddr . th dport; }
+	ct timeout quiet { protocol tcp; l3proto ip; policy = { established: 14400 }; }
 	set clients { typeof ct mark . ip saddr; size 16; flags dynamic; }
 	chain prerouting {
 		type nat hook prerouting priority dstnat; policy accept;
@@ -33,6 +34,10 @@ const PROBE = `table inet sluice_probe {
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
 		ct status dnat masquerade
+	}
+	chain quiet {
+		type filter hook prerouting priority mangle; policy accept;
+		meta l4proto tcp ct timeout set "quiet"
 	}
 }
 `

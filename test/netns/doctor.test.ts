@@ -1,6 +1,7 @@
 // sluice doctor on a real machine with something wrong: it names it, changes nothing, and the command it prints mends it.
 import { expect, test } from 'bun:test'
 import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { Lab, type Namespace, type Result } from './lab.ts'
 import { foreignRules, forward, Gateway, NftStub, tables } from './gateway.ts'
 import { echoBackend, Talker, visit } from './traffic.ts'
@@ -94,12 +95,19 @@ test('doctor without a gateway: the machine as it is, ports of the configuration
   expect(alone.checks.find(({ name }) => name === 'forwarding IPv4')!.status).toBe('warn')
   expect(alone.checks.map(({ name }) => name)).toEqual([
     'privileges',
+    'worker user',
+    'seccomp',
+    'descriptors',
+    'clock',
+    'kernel modules',
     'nft',
     'kernel',
     'forwarding IPv4',
     'forwarding IPv6',
     'conntrack',
+    'conntrack timeouts',
     'forward chains',
+    'reverse path',
     'ports',
   ])
   expect(lab.gateway.sysctl('net.ipv4.ip_forward')).toBe('0')
@@ -120,6 +128,58 @@ test('doctor without a gateway: the machine as it is, ports of the configuration
   const wrong = await gateway.cli('doctor', '--config', gateway.file)
   expect([wrong.exitCode, wrong.stdout]).toEqual([2, ''])
 }, 60_000)
+
+test('doctor looks at what a configuration names: certificates, handlers, names, the port on which a CA is answered', async () => {
+  await using lab = await Lab.create()
+  await using gateway = await Gateway.start(lab, [])
+  const at = (name: string) => join(gateway.directory, name)
+  for (const [name, days] of [
+    ['good', 100],
+    ['old', 3],
+  ] as const)
+    await lab.gateway.must(
+      ['openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes']
+        .concat(['-subj', '/CN=a.test', '-addext', 'subjectAltName=DNS:a.test', '-days', String(days)])
+        .concat(['-keyout', at(`${name}.key`), '-out', at(`${name}.crt`)]),
+    )
+  const ends = (name: string, port: number, certificate: unknown, host = '127.0.0.1') =>
+    forward(
+      name,
+      port,
+      [{ host, port: 9 }],
+      { tls: { mode: 'terminate', certificate } },
+      { match: { domains: 'a.test' } },
+    )
+  const pair = (name: string) => ({ cert: at(`${name}.crt`), key: at(`${name}.key`) })
+  const handler = { type: 'socket-handler', handler: at('none.ts') }
+  const acme = { email: 'a@example.com', termsAgreed: true, challengePort: 8480 }
+  gateway.write(
+    [
+      ends('good', 8443, pair('good')),
+      ends('crossed', 8444, { cert: at('good.crt'), key: at('old.key') }),
+      ends('auto', 8445, 'auto', 'nowhere.invalid'),
+      { name: 'code', match: { ports: 8446 }, action: handler },
+    ],
+    { acme },
+  )
+  lab.gateway.listen({ data() {} }, { port: 8480 })
+  const { failed, exitCode } = await doctor(gateway, '--config', gateway.file)
+  expect(exitCode).toBe(1)
+  expect(failed.map(({ name, saw }) => `${name}: ${saw.replaceAll(gateway.directory, '')}`)).toEqual([
+    expect.stringMatching(/^certificates: route "crossed": Cannot use key \/old.key: it does not belong/),
+    'files: route "code", handler: /none.ts cannot be read: ENOENT',
+    expect.stringMatching(/^acme: port 8480 for HTTP-01: /),
+    'target names: nowhere.invalid does not resolve',
+  ])
+  for (const { mend } of failed) expect(mend).not.toEqual([])
+
+  gateway.write([ends('good', 8443, pair('good'))])
+  const well = await doctor(gateway, '--config', gateway.file)
+  expect([well.exitCode, well.failed]).toEqual([0, []])
+  expect(well.checks.findLast(({ name }) => name === 'certificates')!.saw).toMatch(
+    /^1 from files, all good; .* in 99 days$/,
+  )
+}, 30_000)
 
 test('doctor with an nft that crashes, and without one: each is a finding, and the rest is looked at', async () => {
   await using lab = await Lab.create()
