@@ -18,6 +18,7 @@ export interface AdminHttpOptions extends Listens {
   token: string
   /** In whole seconds. */
   idleMs?: number
+  onShutOut?: (client: string) => void
 }
 
 const BEARER = /^Bearer +(\S+)$/i
@@ -32,7 +33,7 @@ export class AdminHttp {
     private readonly options: AdminHttpOptions,
     private readonly gateway: Gateway,
   ) {
-    this.#login = new Login(options.token)
+    this.#login = new Login(options.token, options.onShutOut)
   }
 
   /** Where it listens; what the host part of a URL is. */

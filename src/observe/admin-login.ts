@@ -34,6 +34,8 @@ export class Login {
 
   constructor(
     private readonly token: string,
+    /** Told once for each time that an address is shut out. */
+    private readonly shutOut: (client: string) => void = () => {},
     private readonly now: () => number = Date.now,
   ) {}
 
@@ -47,8 +49,8 @@ export class Login {
     }
     if (failures && failures.count >= ADMIN_FAILURES_MAX) return 'limited'
     if (isSame(token, this.token)) return 'right'
-    if (failures) failures.count++
-    else this.#remember(client, now)
+    if (!failures) this.#remember(client, now)
+    else if (++failures.count === ADMIN_FAILURES_MAX) this.shutOut(client)
     return 'wrong'
   }
 

@@ -40,7 +40,8 @@ export class Admin {
     const { stateDir, log } = this.options
     const file = join(stateDir, 'admin.token')
     await mkdir(stateDir, { recursive: true, mode: 0o700 })
-    this.#http = new AdminHttp({ hostname, port, token: token ?? (await tokenOf(file)) }, this.gateway)
+    const onShutOut = (client: string) => log('warn', 'Too many wrong tokens for the admin API', { client })
+    this.#http = new AdminHttp({ hostname, port, token: token ?? (await tokenOf(file)), onShutOut }, this.gateway)
     await this.#http.start()
     log('info', `The dashboard is at ${this.#http.url}`, { token: token === undefined ? file : 'admin.http.token' })
     if (!isLoopback(hostname))

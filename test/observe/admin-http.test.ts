@@ -108,13 +108,15 @@ describe('a login', () => {
 
   test('wrong tokens are counted by address: then nobody learns whether a guess was right, for a minute', () => {
     let now = 0
-    const login = new Login(TOKEN, () => now)
+    const shutOut: string[] = []
+    const login = new Login(TOKEN, shutOut.push.bind(shutOut), () => now)
     for (let i = 0; i < ADMIN_FAILURES_MAX; i++) expect(login.try('guess', 'a')).toBe('wrong')
     expect([login.try('guess', 'a'), login.try(TOKEN, 'a'), login.try(TOKEN, 'b')]).toEqual([
       'limited',
       'limited',
       'right',
     ])
+    expect(shutOut).toEqual(['a'])
     now = 60_000
     expect(login.try(TOKEN, 'a')).toBe('right')
     // Addresses are remembered up to a limit: the first goes.
@@ -125,10 +127,10 @@ describe('a login', () => {
 
   test('a session ends by itself, is not made without the token, and outlives a restart with the same one', () => {
     let now = 1000
-    const session = new Login(TOKEN, () => now).session()
-    const again = new Login(TOKEN, () => now)
+    const session = new Login(TOKEN, undefined, () => now).session()
+    const again = new Login(TOKEN, undefined, () => now)
     expect(again.isSession(session)).toBe(true)
-    expect(new Login('another-token-of-16', () => now).isSession(session)).toBe(false)
+    expect(new Login('another-token-of-16', undefined, () => now).isSession(session)).toBe(false)
     const [until, signature] = session.split('.')
     for (const forged of ['', '.', `${Number(until) + 1}.${signature}`, `${until}.`, `${until}`, `${session}x`])
       expect([forged, again.isSession(forged)]).toEqual([forged, false])

@@ -183,6 +183,17 @@ inBrowser('connections: of all carriers, filtered, sorted, and closed by keyboar
     expect(clients).toEqual(order === 'ascending' ? sorted : sorted.toReversed())
   }
 
+  const closers = page.locator('#connections td.action button')
+  await closers.first().focus()
+  for (const [key, row] of [
+    ['ArrowDown', 1],
+    ['ArrowDown', 2],
+    ['ArrowUp', 1],
+  ] as const) {
+    await page.keyboard.press(key)
+    expect(await closers.nth(row).evaluate('(one) => one === document.activeElement')).toBe(true)
+  }
+
   for (const carrier of ['kernel', 'splice', 'user'] as const) {
     const peer = peers.get(carrier)!
     const { id, client } = (await gateway.connections()).find((one) => one.route === carrier)!

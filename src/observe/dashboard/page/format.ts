@@ -20,8 +20,10 @@ function scaled(value: number, unit: string): string {
 export const bytes = (value: number) => scaled(value, 'B')
 export const byteRate = (value: number) => scaled(value, 'B/s')
 /** Below ten with a digit: one connection in two seconds is not none. */
-export const perSecond = (value: number) =>
-  `${value === 0 || value >= 10 ? count(Math.round(value)) : value.toFixed(1)}/s`
+export function perSecond(value: number): string {
+  if (value > 0 && value < 0.05) return '<0.1/s'
+  return `${value === 0 || value >= 10 ? count(Math.round(value)) : value.toFixed(1)}/s`
+}
 
 /** The two largest parts: 45 s, 3 min 20 s, 5 h 2 min, 12 d 4 h. */
 export function duration(seconds: number): string {

@@ -77,7 +77,8 @@ export class Overview {
     this.#showNumbers(status)
     this.#showAttention(status, routes)
     this.#showPlots(status, routes)
-    this.#routes.show(routes)
+    // Sorting ten thousand of them is nothing to do for nobody.
+    if (!byId('overview').hidden) this.#routes.show(routes)
   }
 
   redraw() {
