@@ -101,7 +101,6 @@ export function uncovered(wanted: readonly string[], pairs: readonly Pair[]): st
   const names = new Set(pairs.flatMap((pair) => pair.names))
   return wanted.filter((text) => {
     const name = certificateName(text)
-    if (name === undefined || names.has(name)) return false
-    return name.startsWith('*.') || !names.has(name.replace(/^[^.]+/, '*'))
+    return name !== undefined && !names.has(name) && !names.has(name.replace(/^[^.]+/, '*'))
   })
 }
