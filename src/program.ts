@@ -36,7 +36,8 @@ export function makeProgram(): Command {
     .description('run the gateway in the foreground')
     .addOption(configOption())
     .option('--check', 'only validate the configuration')
-    .action(async (options: { config?: string; check?: boolean }) => {
+    .option('--watch', 'reload when the configuration file changes')
+    .action(async (options: { config?: string; check?: boolean; watch?: boolean }) => {
       const { run } = await import('./commands/run.ts')
       process.exitCode = await run(options)
     })

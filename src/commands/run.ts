@@ -1,4 +1,5 @@
 // sluice run: the gateway in the foreground, with its signals.
+import { Directories, FileWatch } from '../certificates/watch.ts'
 import { Control } from '../control.ts'
 import { GatewayError } from '../control/changes.ts'
 import { isRestarting } from '../control/descriptor-store.ts'
@@ -11,7 +12,7 @@ import { readConfig } from './shared.ts'
 const FAILED_GRACE_MS = 2000
 const FAILED_STOP_MS_MAX = 15_000
 
-export async function run(options: { config?: string; check?: boolean }): Promise<number> {
+export async function run(options: { config?: string; check?: boolean; watch?: boolean }): Promise<number> {
   const read = await readConfig(options.config)
   if (!read.ok) return read.exitCode
   if (options.check) {
@@ -46,7 +47,7 @@ export async function run(options: { config?: string; check?: boolean }): Promis
   }
   let hangingUp = Promise.resolve()
   let waiting = 0
-  process.on('SIGHUP', () => {
+  const reload = () => {
     // One that has not begun sees what this one is about.
     if (waiting > 1) return
     waiting++
@@ -54,7 +55,10 @@ export async function run(options: { config?: string; check?: boolean }): Promis
       .then(hangUp)
       .catch((error: Error) => log('error', `Not reloaded: ${error.message}`))
       .finally(() => waiting--)
-  })
+  }
+  process.on('SIGHUP', reload)
+  const watch = options.watch ? new FileWatch([read.path], new Directories(), reload) : null
+  await watch?.remember()
   // An error that nobody expected: what is known may be wrong from here on, so say where, and close in order. The kernel goes
   // on forwarding, as after a crash; the next start takes its flows over.
   const failed = (error: unknown) => {
@@ -74,6 +78,7 @@ export async function run(options: { config?: string; check?: boolean }): Promis
     await control.start()
     manager?.ready(heartbeat)
     started.resolve()
+    await watch?.look()
   } catch (error) {
     await control.done
     if (!(error instanceof Error)) throw error
@@ -81,6 +86,7 @@ export async function run(options: { config?: string; check?: boolean }): Promis
     return 1
   }
   await control.done
+  watch?.stop()
   manager?.close()
   return (process.exitCode as number | undefined) ?? 0
 }
