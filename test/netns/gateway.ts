@@ -125,6 +125,8 @@ export interface GatewayOptions {
   program?: string[]
   /** A command that starts the program in its own way: setpriv(1), prlimit(1). */
   through?: string[]
+  /** More of them for `run`. */
+  arguments?: string[]
   /** Its standard input and output are pipes. */
   talks?: boolean
   /** false: returns as soon as the process runs. Default: every route has been active. */
@@ -198,7 +200,12 @@ export class Gateway implements AsyncDisposable {
     const { through = [] } = options
     const own = Object.entries({ ...options.env }).map(([name, value]) => `${name}=${value}`)
     this.process = this.namespace.spawn(
-      [Bun.which('env')!, ...own, ...through, ...this.command('run', '--config', this.file)],
+      [
+        Bun.which('env')!,
+        ...own,
+        ...through,
+        ...this.command('run', '--config', this.file, ...(options.arguments ?? [])),
+      ],
       {
         stdin: options.talks ? 'pipe' : 'ignore',
         stdout: options.talks ? 'pipe' : 'ignore',

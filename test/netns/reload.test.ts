@@ -107,7 +107,9 @@ test('issue 7.1: a change that is not confirmed is taken back, rules included; a
   expect(existsSync(join(gateway.directory, 'state/unconfirmed.json'))).toBe(false)
 
   // Confirmed: it stays.
-  expect((await gateway.cli('reload', '--admin', gateway.socket, '--confirm', '60s')).stdout).toContain('sluice confirm')
+  expect((await gateway.cli('reload', '--admin', gateway.socket, '--confirm', '60s')).stdout).toContain(
+    'sluice confirm',
+  )
   expect((await gateway.cli('confirm', '--admin', gateway.socket)).exitCode).toBe(0)
   expect((await gateway.cli('confirm', '--admin', gateway.socket)).stderr).toContain('nothing waits')
   expect(await names()).toEqual(['new', 'web'])
@@ -146,6 +148,21 @@ test('issue 7.1, E9: single routes are put and removed; a bad one is refused and
   expect(await remove('none')).toMatchObject({ status: 404 })
   expect(await remove('a')).toMatchObject({ status: 200, changes: { removed: ['a'] } })
   expect(await names()).toEqual(['b', 'c'])
+}, 60_000)
+
+test('issue 7.1: with --watch a changed file is carried out, and a broken one is not', async () => {
+  await using lab = await Lab.create()
+  const echo = echoBackend(lab.backend)
+  const to = [{ host: lab.backend.address4, port: echo.port }]
+  await using gateway = await Gateway.start(lab, [forward('a', 8400, to)], { arguments: ['--watch'] })
+  const names = async () => (await gateway.routes()).map(({ name }) => name).join()
+  gateway.write([forward('a', 8400, to), forward('b', 8401, to)])
+  await until(async () => (await names()) === 'a,b', 10_000, 'the second route is there')
+  gateway.write([forward('c', 0, to)])
+  await until(() => gateway.logText().includes('Not reloaded: routes[0].match.ports'), 10_000, 'it is refused')
+  expect(await names()).toBe('a,b')
+  gateway.write([forward('c', 8402, to)])
+  await until(async () => (await names()) === 'c', 10_000, 'what is mended is carried out')
 }, 60_000)
 
 test('issue 7.1, E10: 200 reloads in a row that add, remove and change routes under load: nobody fails', async () => {
