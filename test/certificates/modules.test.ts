@@ -52,7 +52,7 @@ function fakeAcme() {
 }
 
 describe('automatic ones', () => {
-  test('F3: names of all routes are told at once, and again only when they are others', async () => {
+  test('F4: names of all routes are told at once, and again only when they are others', async () => {
     const { openAcme, issue, followed } = fakeAcme()
     await using front = frontDoor(at('state'), { openAcme })
     const route = (name: string, ...names: string[]): CertificateSpec => ({ route: name, names, certificate: 'auto' })
@@ -94,7 +94,7 @@ describe('automatic ones', () => {
 })
 
 describe('a module', () => {
-  test('F4: is asked by name; one name that fails or hangs delays no other, and is asked again later', async () => {
+  test('F7, F9: is asked by name; one name that fails or hangs delays no other, and is asked again later', async () => {
     let now = Date.now()
     const asked: string[] = []
     const stopped: string[] = []
@@ -146,7 +146,7 @@ describe('a module', () => {
     expect(stopped).toContain('slow.test')
   })
 
-  test('F4: what it gave is shown while it fails', async () => {
+  test('F9: what it gave is shown while it fails', async () => {
     let answer: () => ReturnType<Provide> = () => ca.issue(['a.test'])
     await using front = frontDoor(at('state'), { provide: () => answer() })
     await front.certificates.prepare([spec('a.test')])
@@ -165,7 +165,7 @@ describe('a module', () => {
     })
   })
 
-  test('F4: leaves a name to ACME', async () => {
+  test('F9: leaves a name to ACME', async () => {
     const { openAcme, issue, followed } = fakeAcme()
     await using front = frontDoor(at('state'), { openAcme, provide: async () => 'acme' })
     await front.certificates.prepare([spec('a.test')])
@@ -177,7 +177,7 @@ describe('a module', () => {
     expect(front.certificates.views()[0]).toMatchObject({ source: 'module', state: 'valid' })
   })
 
-  test('F4: is refused without names, and when it is not there', async () => {
+  test('F9: is refused without names, and when it is not there', async () => {
     await using front = frontDoor(at('state'))
     const { problems } = await front.certificates.prepare([
       { route: 'any', names: [], certificate: { module: at('any.ts') } },
@@ -191,7 +191,7 @@ describe('a module', () => {
 })
 
 describe('in a process of its own', () => {
-  test('F4: answers with texts, files or "acme"; what it prints is not the answer', async () => {
+  test('F9: answers with texts, files or "acme"; what it prints is not the answer', async () => {
     const { cert, key } = await ca.issue(['a.test'])
     await Bun.write(at('a.crt'), cert)
     await Bun.write(at('a.key'), key)
@@ -223,7 +223,7 @@ describe('in a process of its own', () => {
     expect(why(gone)).toContain('gone.ts')
   }, 20_000)
 
-  test('F4: is ended when it is not wanted any more', async () => {
+  test('F9: is ended when it is not wanted any more', async () => {
     await Bun.write(at('hang.ts'), 'export default () => new Promise(() => setInterval(() => {}, 1000))\n')
     const stop = new AbortController()
     const asked = provide(at('hang.ts'), 'a.test', stop.signal)

@@ -111,7 +111,7 @@ describe('files', () => {
     expect(front.events.map(({ what }) => what)).toEqual(['replaced', 'replaced'])
   })
 
-  test('F7: bad ones are told once and change nothing; once good they are taken', async () => {
+  test('F2: bad ones are told once and change nothing; once good they are taken', async () => {
     const [first, expired, good] = [
       await ca.issue(['a.test']),
       await ca.issue(['a.test'], { from: -9, to: -1 }),
@@ -144,7 +144,7 @@ describe('files', () => {
     expect((await found.certificates.readAgain([found.spec])).problems).toEqual([])
   }, 20_000)
 
-  test('F7: at the start one that is over is served, and told as an error', async () => {
+  test('F2: at the start one that is over is served, and told as an error', async () => {
     await using found = await files(await ca.issue(['a.test'], { from: -9, to: -1 }))
     expect(found.problems).toEqual([])
     expect(found.shown()).toContain('BEGIN CERTIFICATE')
@@ -275,7 +275,7 @@ describe('routes', () => {
   })
 })
 
-test('F2: one of the local authority is made again before it is over, and on request', async () => {
+test('F2: one of the local authority is made again before it is over, and on request (F9)', async () => {
   await using directory = await temporaryDirectory()
   let now = Date.now()
   await using front = frontDoor(directory.path, { now: () => now })

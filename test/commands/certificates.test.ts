@@ -7,7 +7,7 @@ import type { CertificateView } from '../../src/certificates/index.ts'
 const NOW = Date.parse('2026-01-01T00:00:00Z')
 const at = (seconds: number) => new Date(NOW + seconds * 1000).toISOString()
 
-test('L1: times in words', () => {
+test('F9: times in words', () => {
   const words = [61 * 86_400 + 5, 86_400 * 2, 86_400, 3 * 3600, 119, 1, -40, -3 * 86_400].map((s) =>
     inWords(at(s), NOW),
   )
@@ -17,7 +17,7 @@ test('L1: times in words', () => {
   ])
 })
 
-test('L1: sluice certificates', () => {
+test('F9: sluice certificates', () => {
   const view = (more: Partial<CertificateView>): CertificateView => ({
     ...{ name: 'a.test', names: ['a.test'], routes: ['web'], source: 'file', state: 'valid', keys: ['ECDSA P-256'] },
     ...more,

@@ -26,7 +26,7 @@ function replace(files: { cert: string; key: string }, { cert, key }: Pair) {
 
 const serialOf = (pem: string) => new X509Certificate(pem).serialNumber
 
-test('F2, F4, L1: files, modules and the local authority, and what the commands show of them', async () => {
+test('F2, F9: files, modules and the local authority, and what the commands show of them', async () => {
   await using lab = await Lab.create()
   const host = lab.gateway.clientSide4
   const ca = await authority('lab')
