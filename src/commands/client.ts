@@ -2,11 +2,10 @@
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { Moved, Rates } from '../connections/throughput.ts'
 import { DEFAULT_SOCKET } from '../base/about.ts'
-import type { Problem } from '../config/check.ts'
 import { loadConfig } from '../config/load.ts'
 import type { TargetView } from '../observe/admin.ts'
 import { listens, printable, size } from './format.ts'
-import { printProblems, table } from './shared.ts'
+import { table } from './shared.ts'
 
 export interface ClientOptions {
   admin?: string
@@ -57,21 +56,9 @@ export async function show(
 export async function act(method: string, path: string, options: ClientOptions): Promise<number> {
   const answer = await ask(method, path, options)
   if (typeof answer === 'string') return fail(answer)
-  const body = (await answer.json()) as { error?: string; problems?: Problem[]; changes?: Record<string, string[]> }
+  const body = (await answer.json()) as { error?: string }
   if (options.json) process.stdout.write(`${JSON.stringify(body, null, 2)}\n`)
-  if (body.problems) {
-    process.stderr.write('sluice: refused; the running configuration is unchanged\n')
-    printProblems(body.problems)
-    return 2
-  }
-  if (!answer.ok) return fail(body.error ?? `status ${answer.status}`)
-  if (!options.json && body.changes)
-    process.stdout.write(
-      Object.entries(body.changes)
-        .map(([kind, names]) => `${kind}: ${names.length ? names.join(', ') : '-'}\n`)
-        .join(''),
-    )
-  return 0
+  return answer.ok ? 0 : fail(body.error ?? `status ${answer.status}`)
 }
 
 export function fail(message: string): number {

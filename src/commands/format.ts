@@ -39,7 +39,9 @@ export const paint = (code: number, text: string) => `\x1b[${code}m${text}\x1b[0
  *  one holds is typed into other commands: it is shortened only when nothing else is left. */
 export function table(head: string[], rows: string[][], { width, colours }: View): string {
   const cells = rows.map((row) => row.map(printable))
-  const isNumber = head.map((_, i) => cells.length > 0 && cells.every((row) => NUMBER.test(row[i]!)))
+  const isNumber = head.map(
+    (_, i) => cells.every((row) => NUMBER.test(row[i]!)) && cells.some((row) => /\d/.test(row[i]!)),
+  )
   const natural = head.map((title, i) => cells.reduce((most, row) => Math.max(most, wide(row[i]!)), title.length))
   const widths = fitted(natural, head, width)
   const line = (row: string[], dress: (text: string, column: number) => string) => {
