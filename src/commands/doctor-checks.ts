@@ -33,6 +33,8 @@ const CAPABILITIES: { bit: bigint; name: string; needed: boolean; why: string }[
   { bit: 10n, name: 'CAP_NET_BIND_SERVICE', needed: true, why: 'ports below 1024 are opened with it' },
   { bit: 7n, name: 'CAP_SETUID', needed: false, why: 'workers run as a user of their own with it' },
   { bit: 6n, name: 'CAP_SETGID', needed: false, why: 'workers run as a user of their own with it' },
+  { bit: 8n, name: 'CAP_SETPCAP', needed: false, why: 'workers give up what they could ever get with it' },
+  { bit: 5n, name: 'CAP_KILL', needed: false, why: 'a worker that hangs is killed with it' },
   {
     bit: 24n,
     name: 'CAP_SYS_RESOURCE',

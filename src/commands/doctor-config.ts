@@ -15,7 +15,7 @@ export type CertificateReading = { route: string; cert: string; key: string } & 
       uncovered: string[]
       unused: string[]
       /** Of the key's file. */
-      keyMode: number | null
+      keyFile: { mode: number; uid: number; gid: number } | null
     }
 )
 
@@ -49,7 +49,7 @@ function certificate(reading: CertificateReading, nowMs: number): Check[] {
         [`ls -l ${quoted(cert)} ${quoted(key)}`, show],
       ),
     ]
-  const { notAfterMs, outOfTime, expiring, uncovered, unused, keyMode } = reading
+  const { notAfterMs, outOfTime, expiring, uncovered, unused, keyFile } = reading
   const checks: Check[] = []
   if (outOfTime) checks.push(fail(CERTIFICATES, `${at}${cert} ${outOfTime}`, 'clients refuse it', [show]))
   else if (expiring)
@@ -72,14 +72,26 @@ function certificate(reading: CertificateReading, nowMs: number): Check[] {
     )
   for (const sentence of unused)
     checks.push(warn(CERTIFICATES, at + sentence, 'it may be half of a pair that was meant to be used', [show]))
-  if (keyMode !== null && (keyMode & 0o007) !== 0)
+  if (keyFile !== null && (keyFile.mode & 0o007) !== 0)
     checks.push(
       warn(CERTIFICATES, `${at}everybody on this machine may read the key ${key}`, 'who has the key is the server', [
         `chmod o= ${quoted(key)}`,
       ]),
     )
+  else if (keyFile !== null && !mayRoot(keyFile))
+    checks.push(
+      warn(
+        CERTIFICATES,
+        `${at}the key ${key} belongs to user ${keyFile.uid}`,
+        'the service that "make install" makes is root without the right to read what is not its own (CAP_DAC_OVERRIDE)',
+        [`chgrp root ${quoted(key)}`, `chmod g+r ${quoted(key)}`],
+      ),
+    )
   return checks
 }
+
+const mayRoot = ({ mode, uid, gid }: { mode: number; uid: number; gid: number }) =>
+  (uid === 0 && (mode & 0o400) !== 0) || (gid === 0 && (mode & 0o040) !== 0)
 
 export interface FileReading {
   /** What it is for: 'route "app", tls.clientCa'. */

@@ -123,10 +123,7 @@ async function readPair(
       expiring: isExpiring(pairs, nowMs),
       uncovered: uncovered(domainsOf(route), pairs),
       unused,
-      keyMode: await stat(files.key).then(
-        ({ mode }) => mode,
-        () => null,
-      ),
+      keyFile: await stat(files.key).catch(() => null),
     }
   } catch (error) {
     return { ...reading, problem: (error as Error).message }

@@ -56,10 +56,12 @@ const LISTS: Record<string, Record<string, string>> = {
   },
   SIGNALS: {
     'SIGTERM, SIGINT': 'stop: connections finish within the grace period, the rest is cut',
-    SIGHUP: 'read the configuration again; one that is refused leaves the running one as it is',
+    SIGHUP:
+      'read the configuration again, and open the access log anew; a configuration that is refused leaves the running one as it is',
   },
   ENVIRONMENT: {
     NO_COLOR: 'when it is set, nothing is coloured',
+    'NOTIFY_SOCKET, WATCHDOG_USEC': 'set by systemd: it is told when the gateway serves, reloads, stops, and lives',
     JOURNAL_STREAM: 'set by systemd: standard error is the journal, and lines carry their priority',
   },
   'SEE ALSO': {

@@ -19,7 +19,7 @@ const good: CertificateReading = {
   expiring: false,
   uncovered: [],
   unused: [],
-  keyMode: 0o100640,
+  keyFile: { mode: 0o100640, uid: 0, gid: 0 },
 }
 const graded = (more: object) =>
   certificates([{ ...good, ...more } as CertificateReading], NOW).map(({ status, saw }) => [status, saw])
@@ -45,8 +45,16 @@ test('certificates: what a start would refuse, what clients would, and what they
     ['warn', 'route "app": /etc/ssl/app.crt is not for b.test, c.test'],
   ])
   expect(graded({ unused: ['key 2 has no certificate'] })).toEqual([['warn', 'route "app": key 2 has no certificate']])
-  expect(graded({ keyMode: 0o100644 })).toHaveLength(1)
-  expect(graded({ keyMode: null })).toMatchObject([['ok', expect.any(String)]])
+  const keyFile = (mode: number, uid = 0, gid = 0) => graded({ keyFile: { mode, uid, gid } })
+  expect(keyFile(0o100644)).toEqual([
+    ['warn', 'route "app": everybody on this machine may read the key /etc/ssl/the app\'s.key'],
+  ])
+  // Root of the service has no way round the mode.
+  expect(keyFile(0o100600, 107, 107)).toEqual([
+    ['warn', 'route "app": the key /etc/ssl/the app\'s.key belongs to user 107'],
+  ])
+  expect(keyFile(0o100640, 107, 0)).toMatchObject([['ok', expect.any(String)]])
+  expect(graded({ keyFile: null })).toMatchObject([['ok', expect.any(String)]])
 })
 
 test('files that cannot be read are named with what needs them', () => {
