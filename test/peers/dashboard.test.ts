@@ -98,7 +98,8 @@ function talkOfAll() {
   return setInterval(() => {
     round++
     let size = 2000
-    for (const peer of peers.values()) peer.write('x'.repeat((size *= 2) * (1.2 + Math.sin(round / 90 + size))))
+    for (const peer of [...peers.values()].toReversed())
+      peer.write('x'.repeat((size *= 2) * (1.2 + Math.sin(round / 90 + size))))
   }, 100)
 }
 
@@ -132,6 +133,7 @@ inBrowser('overview: numbers, plots and routes with their carriers are those of 
   expect(await text('#numbers')).toContain(`${kernel} kernel, ${proxied} proxied`)
   expect([kernel, proxied]).toEqual([1, 4])
   expect(await text('#carried figcaption')).toMatch(/kernel 1.*splice 1.*user 3/)
+  await until(async () => (await text('#attention')).includes('of route dead is down'), 10_000, 'what is down is said')
   // While something is carried, it is plotted: the numbers beside the plot are those of its last point.
   const talk = setInterval(() => peers.get('kernel')!.write('x'.repeat(100_000)), 50)
   await until(
@@ -153,7 +155,7 @@ inBrowser('dark and light, wide and narrow: nothing sticks out', async () => {
       for (const view of VIEWS) {
         await show(view)
         expect([view, await page.evaluate('document.documentElement.scrollWidth')]).toEqual([view, size.width])
-        if (KEPT) await page.screenshot({ path: join(KEPT, `${view}-${name}-${colorScheme}.png`), fullPage: true })
+        if (KEPT) await page.screenshot({ path: join(KEPT, `${view}-${name}-${colorScheme}.png`) })
       }
     }
   clearInterval(talk)

@@ -77,8 +77,12 @@ const renewConnections = poll(
 )
 const renewTargets = poll(
   TARGETS_MS,
-  () => shown === 'targets',
-  async () => targets.show(await getTargets()),
+  () => shown === 'targets' || shown === 'overview',
+  async () => {
+    const list = await getTargets()
+    targets.show(list)
+    overview.showTargets(list)
+  },
   (error) => answered('targets', error),
 )
 const renewCertificates = poll(

@@ -1,5 +1,5 @@
 // What the gateway does now, what needs somebody, and its routes.
-import type { Carrier, Route, Status } from './api.ts'
+import type { Carrier, Route, Status, Target } from './api.ts'
 import { byId, element, setText } from './dom.ts'
 import { byteRate, bytes, count, duration, listens, percent, perSecond } from './format.ts'
 import { Plot, type Series } from './plots.ts'
@@ -70,15 +70,24 @@ export class Overview {
       { title: 'Rate', text: rateText, order: rateOf, numeric: true },
     ],
   })
-  /** To tell what was carried since. */
-  #before: { ms: number; totals: Map<string, number> } | null = null
+  #down: string[] = []
 
   show(status: Status, routes: Route[]) {
     this.#showNumbers(status)
-    this.#showAttention(status, routes)
+    this.#showAttention([...problemsOf(status, routes), ...this.#down])
     this.#showPlots(status, routes)
     // Sorting ten thousand of them is nothing to do for nobody.
     if (!byId('overview').hidden) this.#routes.show(routes)
+  }
+
+  /** What is down is told with the next look. */
+  showTargets(targets: Target[]) {
+    this.#down = targets
+      .filter(({ state }) => state === 'down')
+      .map(
+        ({ route, target, lastError }) =>
+          `Target ${target} of route ${route} is down${lastError ? `: ${lastError}` : ''}`,
+      )
   }
 
   redraw() {
@@ -86,29 +95,20 @@ export class Overview {
   }
 
   #showPlots({ history }: Status, routes: Route[]) {
-    const ms = performance.now()
     const seconds = Date.now() / 1000
-    const moved = sums()
-    const open = sums()
-    const totals = new Map<string, number>()
-    for (const { name, carrier, connections, bytesIn, bytesOut } of routes) {
-      const total = bytesIn + bytesOut
-      totals.set(name, total)
-      open[carrier] += connections
-      // Less than before: the gateway was started anew.
-      moved[carrier] += Math.max(0, total - (this.#before?.totals.get(name) ?? total))
+    const [rates, open] = [sums(), sums()]
+    for (const route of routes) {
+      open[route.carrier] += route.connections
+      rates[route.carrier] += Math.max(0, rateOf(route))
     }
-    const { ms: beforeMs } = this.#before ?? {}
-    if (beforeMs !== undefined && ms > beforeMs)
-      this.#throughput.add(
-        seconds,
-        CARRIERS.map((carrier) => (moved[carrier] * 1000) / (ms - beforeMs)),
-      )
+    this.#throughput.add(
+      seconds,
+      CARRIERS.map((carrier) => rates[carrier]),
+    )
     this.#carried.add(
       seconds,
       CARRIERS.map((carrier) => open[carrier]),
     )
-    this.#before = { ms, totals }
     // The last minute is under way, and would look like a fall.
     const minutes = history.slice(0, -1)
     this.#hour.set([
@@ -126,10 +126,10 @@ export class Overview {
         count(connections.kernel + connections.proxied),
         `${count(connections.kernel)} kernel, ${count(connections.proxied)} proxied`,
       ],
-      ['New', lately ? perSecond(lately.opened) : '–', `${lately ? perSecond(lately.closed) : '–'} end`],
+      ['Opening', lately ? perSecond(lately.opened) : '–', `${lately ? perSecond(lately.closed) : '–'} close`],
       ['From clients', lately ? byteRate(lately.bytesIn) : '–', 'over 10 s'],
       ['To clients', lately ? byteRate(lately.bytesOut) : '–', 'over 10 s'],
-      ['Routes', count(routes.active), `active of ${count(routes.total)}`],
+      ['Routes', `${count(routes.active)} of ${count(routes.total)}`, 'active'],
       [
         'Conntrack',
         conntrack ? percent(conntrack.entries / conntrack.limit) : '–',
@@ -148,10 +148,10 @@ export class Overview {
     })
   }
 
-  #showAttention(status: Status, routes: Route[]) {
-    const wrong = problemsOf(status, routes)
+  #showAttention(wrong: string[]) {
     const lines = wrong.slice(0, ATTENTION_MAX)
-    if (wrong.length > lines.length) lines.push(`${wrong.length - lines.length} more: sort the routes by their state`)
+    if (wrong.length > lines.length)
+      lines.push(`${wrong.length - lines.length} more: sort the routes and the targets by their state`)
     const list = byId('attention')
     list.hidden = lines.length === 0
     while (list.children.length > lines.length) list.lastElementChild!.remove()
