@@ -98,6 +98,8 @@ CapabilityBoundingSet=${CONTROL_CAPABILITIES.join(' ')}
 # Changing to a user with fewer rights needs no new privileges.
 NoNewPrivileges=yes
 
+# Files that the gateway writes anywhere but in the three directories above (log.access, stateDir, admin.socket) need a
+# ReadWritePaths= of yours.
 ProtectSystem=strict
 # Certificates and handlers may be kept there.
 ProtectHome=read-only

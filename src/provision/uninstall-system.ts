@@ -41,5 +41,5 @@ async function uninstall(machine: Machine) {
         '\n',
       ),
     )
-  console.log(`sluice ${manifest.version} is gone from this machine`)
+  console.log(`sluice ${manifest.version} is gone from ${machine.isThisOne ? 'this machine' : machine.root}`)
 }
