@@ -1,9 +1,13 @@
 // sluice top in a real terminal, over a real gateway: what it shows, what keys do, and that the terminal is as it was afterwards.
 import { expect, test } from 'bun:test'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
 import { Lab } from './lab.ts'
 import { forward, Gateway, until } from './gateway.ts'
 import { echoBackend, Talker } from './traffic.ts'
 
+const MAIN = resolve(import.meta.dir, '../../src/main.ts')
 const FRAME = '\x1b[?2026h'
 const LEAVE = '\x1b[?25h\x1b[?1049l'
 
@@ -119,3 +123,39 @@ test('top shows routes and connections live, follows keys and the size of the te
   expect((await gateway.cli('top', '--interval', '1')).exitCode).toBe(2)
   expect((await gateway.cli('top', '--once')).exitCode).toBe(1) // nobody at the default socket
 }, 60_000)
+
+test('a crash of top leaves the terminal as it was, and says what happened', async () => {
+  const directory = await mkdtemp(join(tmpdir(), 'sluice-top-'))
+  const socket = join(directory, 'admin.sock')
+  // No gateway says that: what is drawn of it is not there.
+  const wrong = Bun.serve({ unix: socket, fetch: () => Response.json({ routes: [{ name: null }] }) })
+  try {
+    await using top = new Terminal([process.execPath, MAIN, 'top', '--admin', socket])
+    expect(await top.process.exited).toBe(1)
+    await until(() => top.said.includes(LEAVE), 2000, 'the terminal is left')
+    expect(top.terminal.localFlags).toBe(top.flags)
+    const after = top.said.slice(top.said.indexOf(LEAVE) + LEAVE.length)
+    expect(after).toMatch(/^sluice: .+\r\n$/)
+  } finally {
+    await wrong.stop(true)
+    await rm(directory, { recursive: true })
+  }
+})
+
+test('a listing fits the terminal that it is printed to, and its states have colours there', async () => {
+  await using lab = await Lab.create()
+  const to = [{ host: lab.backend.address4, port: 9000 }]
+  await using gateway = await Gateway.start(lab, [
+    forward('web', [8400, { from: 8500, to: 8509 }, 8600, 8700, 8800, 8900], to, { forwardingEngine: 'user' }),
+  ])
+  await using listing = new Terminal(gateway.command('routes', '--admin', gateway.socket))
+  expect(await listing.process.exited).toBe(0)
+  await until(() => listing.said.includes('web'), 2000, 'it is printed')
+  expect(listing.said).toContain('\x1b[32mactive\x1b[0m')
+  const lines = Bun.stripANSI(listing.said).trimEnd().split('\r\n')
+  expect(lines).toHaveLength(2)
+  for (const line of lines) expect(Bun.stringWidth(line)).toBeLessThanOrEqual(110)
+  expect(lines[1]).toContain('…')
+  // Whoever reads it by program has all of it.
+  expect((await gateway.cli('routes', '--admin', gateway.socket)).stdout).toContain("forwardingEngine is 'user'")
+})
