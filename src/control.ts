@@ -3,12 +3,12 @@
 import { mkdir } from 'node:fs/promises'
 import { isAbsolute, join, resolve } from 'node:path'
 import { DEFAULT_STATE_DIR, VERSION } from './base/about.ts'
-import { HANDOVER_DRAIN_MS_MAX } from './base/limits.ts'
+import { HANDOVER_DRAIN_MS_MAX, HANDOVER_SAMPLE_MS, LEFT_BEHIND_MS_MAX } from './base/limits.ts'
 import { native } from './base/native.ts'
 import { inTurns, turn } from './base/turns.ts'
-import { parseDuration } from './base/units.ts'
+import { parseDuration, TIMER_MS_MAX } from './base/units.ts'
 import { Certificates } from './certificates/index.ts'
-import type { ToControl, WorkerPlan } from './channel/messages.ts'
+import type { ToControl, ToWorker, WorkerPlan } from './channel/messages.ts'
 import type { Config } from './config/schema.ts'
 import { Clients } from './connections/clients.ts'
 import type { ConnectionRecord } from './connections/record.ts'
@@ -104,6 +104,8 @@ export class Control implements Gateway {
   #generation = 0
   #applied = { generation: 0, problems: new Map<string, string>() }
   #changing: Promise<unknown> = Promise.resolve()
+  /** Where news of connections goes instead, once another program is the gateway. */
+  #passOn: ((message: ToControl) => void) | null = null
   /** What was handed to the kernel last is there when it resolves. */
   #inKernel: Promise<void> | undefined
   #resolveTimer: ReturnType<typeof setInterval> | undefined
@@ -160,7 +162,7 @@ export class Control implements Gateway {
       },
     })
     this.#cutting = new Cutting(
-      this.#supervisor,
+      { send: (command) => this.#command(command) },
       () => this.#kernel.plane,
       (error) => this.log('error', error.message),
     )
@@ -238,6 +240,7 @@ export class Control implements Gateway {
       this.#descriptorStore = manager && new DescriptorStore(manager, this.#listeners.inherited)
       await this.#admin.start()
       await this.#recall()
+      if (predecessor) this.#adopt(predecessor)
       await this.#resolveNames(this.#config)
       if (!predecessor) await this.#supervisor.start()
       await this.#carryOutAgain()
@@ -270,6 +273,15 @@ export class Control implements Gateway {
     await this.#supervisor.start()
     await this.#inTime(this.#supervisor.ready)
     await predecessor.release(VERSION)
+  }
+
+  /** What stayed behind in the worker of the other. */
+  #adopt(predecessor: Predecessor) {
+    this.table.takeOver(predecessor.records.splice(0))
+    predecessor.listen((message) => this.#onWorker(message))
+    void predecessor.over.then(() => {
+      for (const prefix of predecessor.workers) this.table.workerDied(prefix, Date.now())
+    })
   }
 
   /** What an earlier life has counted, and what operators had drained in it. */
@@ -548,6 +560,7 @@ export class Control implements Gateway {
   // ---- the worker ----
 
   #onWorker(message: ToControl) {
+    if (this.#passOn && message.type === 'connections') return this.#passOn(message)
     switch (message.type) {
       case 'connections':
         if (this.#accessLog?.durable) void this.#writeOpened(message.opened)
@@ -578,7 +591,14 @@ export class Control implements Gateway {
   async #writeOpened(opened: ConnectionRecord[]) {
     if (opened.length === 0) return
     const ok = await this.#accessLog!.writeOpened(opened)
-    this.#supervisor.send({ type: 'written', ids: opened.map(({ id }) => id), ok })
+    this.#command({ type: 'written', ids: opened.map(({ id }) => id), ok })
+  }
+
+  /** To the worker, and to those that stayed behind in the programs before this one. */
+  #command(command: ToWorker) {
+    if (command.type === 'stop') this.#supervisor.hurry(command.graceMs)
+    else this.#supervisor.send(command)
+    this.options.predecessor?.send(command)
   }
 
   /** The first plan is carried out, or the start has failed. */
@@ -744,7 +764,7 @@ export class Control implements Gateway {
   async close(id: string): Promise<boolean> {
     if (this.#kernel.plane?.close(id, 'killed')) return true
     if (!this.table.get(id)) return false
-    this.#supervisor.send({ type: 'close', id, reason: 'killed' })
+    this.#command({ type: 'close', id, reason: 'killed' })
     return true
   }
 
@@ -792,9 +812,10 @@ export class Control implements Gateway {
     })
   }
 
-  /** What only one can have goes at once. Connections in user space finish here. */
+  /** What only one can have goes at once. Connections in user space finish here, and belong to the other. */
   async #handOver(successor: Successor) {
     const { pid, version } = successor
+    const { predecessor, manager } = this.options
     this.log('info', 'Handing over', { to: pid, version, connections: this.table.size })
     this.#leaveOff()
     await this.#certificates.stop()
@@ -804,13 +825,29 @@ export class Control implements Gateway {
     await this.#kernel.plane?.stop('keep', 0)
     this.events.stop()
     await this.#admin?.stop()
+    // What is counted and written up to here is here; all that comes is the other's.
+    const late: ToControl[] = []
+    this.#passOn = (message) => void late.push(message)
     await this.#observation?.stop()
-    // Before it says that it serves: only the main process is heard.
-    this.options.manager?.handedOver(pid)
-    successor.release()
-    await drained
     await this.#accessLog?.close()
+    // Before it says that it serves: only the main process is heard.
+    manager?.handedOver(pid)
+    const workers = [this.#supervisor.idPrefix, ...(predecessor?.workers ?? [])]
+    await successor.release(this.table.records(), workers, (command) => this.#command(command))
+    for (const message of late) successor.tell(message)
+    this.#passOn = (message) => successor.tell(message)
+    const sampling = setInterval(() => void this.#tellCounts(successor), HANDOVER_SAMPLE_MS)
+    void successor.gone.then(() => this.#command({ type: 'stop', graceMs: 0 }))
+    await Promise.all([drained, predecessor?.over])
+    clearInterval(sampling)
+    successor.close()
     this.log('info', 'Handed over; the last connection is over', { to: pid })
+  }
+
+  /** Of what goes on here. */
+  async #tellCounts(successor: Successor) {
+    const counts = await this.#supervisor.sample()
+    if (counts.length > 0) successor.tell({ type: 'counted', counts, isLast: true })
   }
 
   /** Begins nothing any more. */
@@ -829,9 +866,17 @@ export class Control implements Gateway {
   stop(graceMs?: number, onStop = this.#config.kernel?.onStop ?? 'remove'): Promise<void> {
     const grace = graceMs ?? parseDuration(this.#config.timeouts?.grace ?? '5s')!
     // One that has handed over waits for its last connections, but not against the operator's will.
-    if (this.#stopping) this.#supervisor.hurry(grace)
+    if (this.#stopping) this.#command({ type: 'stop', graceMs: grace })
     this.#stopping ??= this.#stop(grace, onStop).finally(() => this.#done.resolve())
     return this.#stopping
+  }
+
+  /** Resolves when nothing goes on in the programs before this one, or they do not end in time. */
+  async #leftBehind(graceMs: number) {
+    const { promise: late, resolve } = Promise.withResolvers<void>()
+    const timer = setTimeout(resolve, Math.min(graceMs + LEFT_BEHIND_MS_MAX, TIMER_MS_MAX))
+    await Promise.race([this.options.predecessor?.over, late])
+    clearTimeout(timer)
   }
 
   async #stop(graceMs: number, onStop: 'keep' | 'remove') {
@@ -843,7 +888,12 @@ export class Control implements Gateway {
     await this.#kernel.stop()
     await this.#changing
     this.#listeners.keep(new Set())
-    await Promise.all([this.#supervisor.stop(graceMs), this.#kernel.plane?.stop(onStop, graceMs)])
+    this.options.predecessor?.send({ type: 'stop', graceMs })
+    await Promise.all([
+      this.#supervisor.stop(graceMs),
+      this.#kernel.plane?.stop(onStop, graceMs),
+      this.#leftBehind(graceMs),
+    ])
     this.events.stop()
     await this.#admin?.stop()
     await this.#observation?.stop()

@@ -386,6 +386,12 @@ export const HANDOVER_MS_MAX = 60_000
 /** How long the old program may take to write what it counted and to let go of the kernel's rules. Above: the new one ends. */
 export const HANDOVER_RELEASE_MS_MAX = 30_000
 
+/** How often a program that has handed over tells what its connections carry. */
+export const HANDOVER_SAMPLE_MS = 1000
+
+/** Beyond the grace period: what the programs before this one may take to end. */
+export const LEFT_BEHIND_MS_MAX = 2000
+
 /** How long connections in user space may go on in a program that has handed over. Above: they are cut. */
 export const HANDOVER_DRAIN_MS_MAX = 3_600_000
 

@@ -97,6 +97,14 @@ export class ConnectionTable {
     }
   }
 
+  /** Connections that an earlier life has opened, and another program carries still: counted by then, but for what comes. */
+  takeOver(records: readonly ConnectionRecord[]) {
+    for (const record of records) {
+      this.#proxied.set(record.id, this.#sharing(record))
+      for (const account of this.#accounts(record.route, record.target)) account.shown.now++
+    }
+  }
+
   /** What ten thousand live records say alike is kept once: each message brings strings of its own. */
   #sharing<T extends Partial<ConnectionRecord>>(record: T): T {
     for (const key of SHARED) {

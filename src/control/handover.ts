@@ -1,10 +1,13 @@
 // Handing over to a new program without loss: the running control process starts it, passes it every listening socket, and
 // lets go of what only one can have (kernel rules, admin socket, files) once the new one is ready to go on from there. What
-// connects meanwhile waits in the backlog; what is connected drains here. A new program that fails before changes nothing.
+// connects meanwhile waits in the backlog; what user space carries goes on in the old worker, and belongs to the new control from
+// then on: it is told of it, and its commands are passed on. A new program that fails before changes nothing.
 import { HANDOVER_MS_MAX, HANDOVER_RELEASE_MS_MAX } from '../base/limits.ts'
+import { turn } from '../base/turns.ts'
 import { Channel, closeEnds, openEnds } from '../channel/channel.ts'
-import { WORKER_ENDS } from '../channel/messages.ts'
+import { WORKER_ENDS, type ToControl, type ToWorker } from '../channel/messages.ts'
 import { selfArguments } from '../config/load.ts'
+import type { ConnectionRecord } from '../connections/record.ts'
 import { GatewayError } from './changes.ts'
 
 /** Set where a program is started to take over: its ends of the channel are where a worker's would be. */
@@ -22,13 +25,23 @@ type ToNew =
   | { type: 'descriptors' }
   /** All have been sent: the descriptor of each has its place in this list as tag. */
   | { type: 'sockets'; sockets: Omit<Socket, 'fd'>[] }
-  | { type: 'released' }
-type ToOld = { type: 'ready'; version: string }
+  /** Live connections of the old worker, piece by piece. */
+  | { type: 'records'; records: ConnectionRecord[] }
+  /** @param workers what the ids of their connections begin with. */
+  | { type: 'released'; workers: string[] }
+  /** What a worker says from then on. */
+  | { type: 'worker'; message: ToControl }
+type ToOld = { type: 'ready'; version: string } | { type: 'command'; command: ToWorker }
+
+/** About 10 ms. */
+const RECORDS_AT_ONCE = 2000
 
 /** The new program, as the old one sees it. */
 export class Successor {
   #channel!: Channel<ToNew, ToOld>
-  readonly #ready = Promise.withResolvers<ToOld>()
+  readonly #ready = Promise.withResolvers<string>()
+  readonly #gone = Promise.withResolvers<void>()
+  #onCommand: (command: ToWorker) => void = () => {}
   version = ''
 
   private constructor(private readonly child: Bun.Subprocess) {}
@@ -51,9 +64,13 @@ export class Successor {
     const fail = (why: string) => successor.#ready.reject(new GatewayError(`The new program did not take over: ${why}`))
     successor.#channel = await Channel.open<ToNew, ToOld>(
       ends.ours,
-      (message) => successor.#ready.resolve(message),
-      // How it ends says why; and without us it is nothing. Once it has taken over, it closes in order.
-      () => successor.version === '' && child.kill(),
+      (message) =>
+        message.type === 'ready' ? successor.#ready.resolve(message.version) : successor.#onCommand(message.command),
+      () => {
+        successor.#gone.resolve()
+        // How it ends says why; and without us it is nothing.
+        if (successor.version === '') child.kill()
+      },
     )
     void child.exited.then((code) => fail(`it ended with ${child.signalCode ?? `exit code ${code}`}`))
     const late = setTimeout(() => fail(`not ready within ${HANDOVER_MS_MAX / 1000} s`), HANDOVER_MS_MAX)
@@ -66,7 +83,7 @@ export class Successor {
         type: 'sockets',
         sockets: sockets.map(({ key, protocol, port }) => ({ key, protocol, port })),
       })
-      successor.version = (await successor.#ready.promise).version
+      successor.version = await successor.#ready.promise
       return successor
     } catch (error) {
       child.kill('SIGKILL')
@@ -77,11 +94,32 @@ export class Successor {
     }
   }
 
-  /** It may have all that was ours. */
-  release() {
-    this.#channel.send({ type: 'released' })
+  /** It may have all that was ours. What the workers are to do is told to `onCommand` from then on. */
+  async release(records: Iterable<ConnectionRecord>, workers: string[], onCommand: (command: ToWorker) => void) {
+    this.#onCommand = onCommand
+    const all = [...records]
+    for (let at = 0; at < all.length; at += RECORDS_AT_ONCE) {
+      this.#channel.send({ type: 'records', records: all.slice(at, at + RECORDS_AT_ONCE) })
+      await turn()
+    }
+    this.#channel.send({ type: 'released', workers })
     // It lives on without us.
     this.child.unref()
+  }
+
+  /** What a worker that stayed behind has to say. */
+  tell(message: ToControl) {
+    this.#channel.send({ type: 'worker', message })
+  }
+
+  /** Its end: what stayed behind belongs to nobody then. */
+  get gone(): Promise<void> {
+    return this.#gone.promise
+  }
+
+  /** Nothing is left here that it should know of. */
+  close() {
+    this.#channel.close()
   }
 }
 
@@ -90,7 +128,13 @@ export class Predecessor {
   #channel!: Channel<ToOld, ToNew>
   readonly #sockets = Promise.withResolvers<Omit<Socket, 'fd'>[]>()
   readonly #released = Promise.withResolvers<void>()
+  readonly #over = Promise.withResolvers<void>()
   readonly #descriptors = new Map<number, number>()
+  /** Said before anybody listens. */
+  #early: ToControl[] = []
+  #onWorker: (message: ToControl) => void = (message) => void this.#early.push(message)
+  readonly records: ConnectionRecord[] = []
+  workers: string[] = []
 
   /** null: nobody hands over to this process. */
   static async find(): Promise<Predecessor | null> {
@@ -102,6 +146,7 @@ export class Predecessor {
       const error = new GatewayError('The program that was to hand over has gone')
       predecessor.#sockets.reject(error)
       predecessor.#released.reject(error)
+      predecessor.#over.resolve()
     }
     // Each is waited for in its time only.
     for (const { promise } of [predecessor.#sockets, predecessor.#released]) promise.catch(() => {})
@@ -114,10 +159,20 @@ export class Predecessor {
   }
 
   #onMessage(message: ToNew) {
-    if (message.type === 'descriptors')
-      for (const [tag, fd] of this.#channel.takeDescriptors()) this.#descriptors.set(tag, fd)
-    else if (message.type === 'sockets') this.#sockets.resolve(message.sockets)
-    else this.#released.resolve()
+    switch (message.type) {
+      case 'descriptors':
+        for (const [tag, fd] of this.#channel.takeDescriptors()) this.#descriptors.set(tag, fd)
+        return
+      case 'sockets':
+        return this.#sockets.resolve(message.sockets)
+      case 'records':
+        return void this.records.push(...message.records)
+      case 'released':
+        this.workers = message.workers
+        return this.#released.resolve()
+      case 'worker':
+        return this.#onWorker(message.message)
+    }
   }
 
   /** Every socket that it has. */
@@ -129,12 +184,27 @@ export class Predecessor {
     })
   }
 
-  /** Says that we can begin, and resolves when all is ours. */
+  /** Says that we can begin, and resolves when all is ours: then `records` are the connections that stayed behind. */
   async release(version: string): Promise<void> {
     this.#channel.send({ type: 'ready', version })
     await this.#within(this.#released.promise, HANDOVER_RELEASE_MS_MAX, 'does not let go')
-    // It goes its own way from here on.
-    this.#channel.close()
+  }
+
+  /** What its workers say, from when it let go. */
+  listen(onWorker: (message: ToControl) => void) {
+    this.#onWorker = onWorker
+    for (const message of this.#early) onWorker(message)
+    this.#early = []
+  }
+
+  /** What its workers are to do as well. */
+  send(command: ToWorker) {
+    this.#channel.send({ type: 'command', command })
+  }
+
+  /** Its last connection has ended, or it has. */
+  get over(): Promise<void> {
+    return this.#over.promise
   }
 
   async #within<T>(promise: Promise<T>, ms: number, what: string): Promise<T> {

@@ -45,6 +45,8 @@ export class Supervisor {
   #stopTimer: ReturnType<typeof setTimeout> | undefined
   readonly #ready = Promise.withResolvers<void>()
   pid: number | null = null
+  /** What the ids of its connections begin with. */
+  idPrefix = ''
   uid: number | null = null
   restarts = 0
   /** false: it has paused for want of descriptors. */
@@ -59,7 +61,7 @@ export class Supervisor {
   async start(): Promise<void> {
     const ends = openEnds()
     // Two lives can begin within a second, when one hands over to the next.
-    const idPrefix = `u${Date.now().toString(36)}${(this.#generation++).toString(36)}-`
+    const idPrefix = (this.idPrefix = `u${Date.now().toString(36)}${(this.#generation++).toString(36)}-`)
     const start: WorkerStart = { idPrefix, configFile: this.options.configFile, user: await workerUser() }
     const startedAt = performance.now()
     const child = Bun.spawn([process.execPath, ...selfArguments(), 'worker'], {

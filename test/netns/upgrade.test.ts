@@ -96,12 +96,24 @@ test('issue 7.2: the program is replaced by another version under load: nobody i
   for (const one of coming) expect(await one.stop()).toEqual([])
   for (const each of [kernel, user]) {
     const rounds = each.talkers.map((talker) => talker.rounds)
-    await until(() => each.talkers.every((talker, i) => talker.rounds > rounds[i]! + 2), 5000, 'they talk on')
+    await until(() => each.talkers.every((talker, i) => talker.rounds > rounds[i]! + 2), 5000, 'they talk')
   }
-  // The kernel's flows are known to the new program; those of user space are the old one's until they end.
-  expect((await old.connections()).filter(({ route }) => route === 'kernel')).toHaveLength(5)
+  // All of them are the new program's, wherever they are carried; its commands reach them through two that have handed over.
+  const live = await old.connections()
+  expect(live.filter(({ route }) => route === 'kernel')).toHaveLength(5)
+  const behind = live.filter(({ route }) => route === 'user')
+  expect(behind).toHaveLength(5)
+  const heard = () => Math.min(...user.talkers.map((talker) => talker.rounds))
+  const bytes = async () => (await old.connections()).filter(({ route }) => route === 'user').map(({ bytesIn }) => bytesIn)
+  const counted = Math.min(...(await bytes()))
+  const round = heard()
+  await until(() => heard() > round + 5, 5000, 'they talk on')
+  await until(async () => Math.min(...(await bytes())) > counted, 10_000, 'what they carry is told')
+  expect(await old.close(behind[0]!.id)).toMatchObject({ status: 200 })
+  await until(() => user.talkers.some((talker) => talker.ended), 5000, 'one is closed')
   expect(old.process.exitCode).toBeNull()
-  for (const each of [kernel, user]) expect(await each.stop()).toEqual([])
+  expect(await kernel.stop()).toEqual([])
+  expect(await user.stop()).toHaveLength(1)
   expect(await old.exited()).toBe(0)
 
   const { pid } = before
@@ -112,7 +124,10 @@ test('issue 7.2: the program is replaced by another version under load: nobody i
   expect(ids.filter((id, i) => ids.indexOf(id) !== i)).toEqual([])
   const total = coming.reduce((sum, { served }) => sum + served, 10)
   await until(() => old.records().length >= total, 10_000, 'everybody has a record')
-  expect(old.records().map(({ reason }) => reason).filter((reason) => reason !== 'finished')).toEqual([]) // prettier-ignore
+  expect(old.records().map(({ reason }) => reason).filter((reason) => reason !== 'finished')).toEqual(['killed']) // prettier-ignore
+  // Counted once, over four programs.
+  for (const [i, { served }] of coming.entries()) expect((await old.route(['kernel', 'user'][i]!)).total).toBe(served + 5)
+  expect((await old.routes()).map(({ connections }) => connections)).toEqual([0, 0, 0])
   await end(old)
   expect(await tables(lab.gateway)).toEqual([])
   await until(async () => (await listening(lab.gateway)).length === 0, 5000, 'nobody listens any more')
@@ -150,10 +165,13 @@ test('issue 7.2: a new program that cannot start, or has a bad configuration, ch
   expect(await upgrade(gateway)).toMatchObject({ status: 202, version: '0.1.2' })
   await until(async () => (await statusOf(gateway)).pid !== pid, 10_000, 'the new program answers')
   await talker.say('still here')
+  const listed = async () => (await gateway.connections()).length
+  await until(async () => (await listed()) === 2, 5000, 'both are listed')
   gateway.process.kill('SIGTERM')
   expect(await gateway.exited()).toBe(0)
   await until(() => talker.ended !== null && other.ended !== null, 10_000, 'they are cut')
-  const drained = gateway.records().filter(({ event, reason }) => event === 'closed' && reason === 'drained')
-  expect(drained).toHaveLength(2)
+  const drained = () => gateway.records().filter(({ event, reason }) => event === 'closed' && reason === 'drained')
+  await until(() => drained().length === 2, 5000, 'the new program has written their records')
+  expect(await listed()).toBe(0)
   await end(gateway)
 }, 60_000)
