@@ -56,9 +56,11 @@ class Manager implements Disposable {
     return this.heard.filter(({ text }) => text.split('\n').includes(word)).length
   }
 
-  /** Without beats and status lines. */
+  /** Without beats, status lines, and sockets that are kept. */
   get words(): string[] {
-    return this.heard.map(({ text }) => text.split('\n')[0]!).filter((word) => !/^(?:WATCHDOG|STATUS|bound)/.test(word))
+    return this.heard
+      .map(({ text }) => text.split('\n')[0]!)
+      .filter((word) => !/^(?:WATCHDOG|STATUS|FDSTORE|bound)/.test(word))
   }
 
   [Symbol.dispose]() {

@@ -7,7 +7,7 @@ import { BUN, CHECKOUT, onMachine, whyNoSystemd } from './systemd.ts'
 const reason = whyNoSystemd()
 
 /** Until the command says what it should. */
-const WAIT = `wait_for() { for i in $(seq ${200 * slowness}); do "$@" && return; sleep 0.05; done; echo "not in time: $*"; return 1; }
+const WAIT = `wait_for() { for i in $(seq ${200 * slowness}); do "$@" 2> /dev/null && return; sleep 0.05; done; echo "not in time: $*"; return 1; }
 prop() { systemctl show sluice --property "$1" --value; }
 is() { [ "$(prop "$1")" = "$2" ]; }
 routes_are() { [ "$(sluice routes --json | grep -c '"state": *"active"')" = "$1" ]; }`
