@@ -278,7 +278,7 @@ export class Control implements Gateway {
   /** What stayed behind in the worker of the other. */
   #adopt(predecessor: Predecessor) {
     this.table.takeOver(predecessor.records.splice(0))
-    predecessor.listen((message) => this.#onWorker(message))
+    predecessor.listen((message) => (this.#passOn ?? ((one) => this.#onWorker(one)))(message))
     void predecessor.over.then(() => {
       for (const prefix of predecessor.workers) this.table.workerDied(prefix, Date.now())
     })
