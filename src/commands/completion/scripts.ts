@@ -35,7 +35,8 @@ _sluice() {
   local -a candidates
   for line in "\${(@f)$("\${words[1]}" complete -- "\${(@)words[2,CURRENT]}" 2>/dev/null)}"; do
     value=\${line%%$'\\t'*}
-    description=\${line#*$'\\t'}
+    description=
+    [[ $line == *$'\\t'* ]] && description=\${line#*$'\\t'}
     case $value in
       '') ;;
       ${FILES}) _files ;;
