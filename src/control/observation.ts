@@ -103,7 +103,7 @@ export class Observation {
     this.rates.stop()
     this.#openReports?.stop()
     this.#refusals?.flush()
-    await this.totals.stop()
+    await this.totals.stop(this.observed.kernel()?.leftAtMs)
   }
 
   /** Of one flow in eight. */

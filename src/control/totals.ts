@@ -13,6 +13,7 @@ export class TotalsFile {
   #written = ''
   #writing: Promise<void> | null = null
   #failed = false
+  #untilMs: number | undefined
 
   private constructor(
     private readonly path: string,
@@ -47,7 +48,7 @@ export class TotalsFile {
   }
 
   async #save() {
-    const { at, routes } = this.table.snapshot(Date.now())
+    const { at, routes } = this.table.snapshot(this.#untilMs ?? Date.now())
     const text = JSON.stringify(routes)
     if (text === this.#written) return
     try {
@@ -61,7 +62,9 @@ export class TotalsFile {
     }
   }
 
-  async stop(): Promise<void> {
+  /** @param untilMs when the kernel was last heard of; what began after it is not counted here. */
+  async stop(untilMs?: number): Promise<void> {
+    this.#untilMs = untilMs
     clearInterval(this.#timer)
     this.#timer = undefined
     await this.save()

@@ -104,6 +104,8 @@ export class KernelPlane {
   readonly #udp = new WeakMap<KernelState, Listen[]>()
   /** Where the kernel listens for UDP, as of the last state that it has. */
   #released = ''
+  /** When it ceased to hear from the kernel. */
+  leftAtMs: number | undefined
   /** Times that the kernel dropped events because we were too slow. */
   lost = 0
 
@@ -356,6 +358,7 @@ export class KernelPlane {
 
   /** Hears no more from the kernel. */
   #leave() {
+    if (this.#reader) this.leftAtMs = Date.now()
     this.#deadlines?.stop()
     this.#deadlines = undefined
     this.refusals.stop()
