@@ -20,7 +20,7 @@ const KERNEL = `{ name: 'kernel', match: { ports: 81 }, action: { type: 'forward
 const TLS = `{ name: 'tls', match: { ports: 443 }, action: { type: 'redirect', to: 'http://{host}/', }, },`
 
 testIf(reason === null, reason ?? '')(
-  'G17 E9: under systemd, in its sandbox: installed, started, reloaded, upgraded, watched, stopped, gone',
+  'E9 E10 G17: under systemd, in its sandbox: installed, started, reloaded, restarted, upgraded, watched, stopped, gone',
   async () => {
     const said = await onMachine(`${WAIT}
 ip link set lo up
@@ -56,6 +56,16 @@ prop StatusText
 curl -sS -o /dev/null -w '%{http_code}\\n' http://127.0.0.1:443/
 echo == modes
 stat -c '%a %n' /var/lib/sluice /run/sluice /var/log/sluice
+# One after another, as fast as they go: each is answered.
+echo == restarted
+(until [ -e /tmp/over ]; do curl -sS -m 5 -o /dev/null -w '%{http_code}\n' http://127.0.0.1:443/ 2>&1; done > /tmp/answers) &
+wait_for test -s /tmp/answers
+before=$(prop MainPID)
+systemctl restart sluice
+wait_for routes_are 2
+[ "$before" != "$(prop MainPID)" ] && echo another
+touch /tmp/over; wait
+sort -u /tmp/answers
 echo == upgraded
 before=$(prop MainPID)
 sluice upgrade > /dev/null
@@ -87,6 +97,7 @@ echo == end
       forwarding: '1',
       reloaded: 'routes: 2, connections: 0\n308',
       modes: '700 /var/lib/sluice\n755 /run/sluice\n750 /var/log/sluice',
+      restarted: 'another\n308',
       upgraded: 'another\n0',
       hangs: 'another',
       stopped: 'inactive\nsuccess',
