@@ -8,13 +8,13 @@ import { carriers, echo, type Peer } from '../netns/carriers.ts'
 import { forward, Gateway, until, type Connection } from '../netns/gateway.ts'
 import { Lab } from '../netns/lab.ts'
 import { slowness, testIf } from '../support.ts'
+import { HOSTILE, hostileAnswers } from './hostile-answers.ts'
 import { Place } from './peers.ts'
 
 const PORT = 8088
 const ORIGIN = `http://127.0.0.1:${PORT}`
-const SIZES = { wide: { width: 1280, height: 900 }, narrow: { width: 400, height: 860 } }
+const SIZES = { wide: { width: 1280, height: 720 }, narrow: { width: 400, height: 860 } }
 const VIEWS = ['overview', 'connections', 'targets', 'certificates', 'events']
-const HOSTILE = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>'
 /** Where pictures of every view are put, for the README: with something to see in the plots, which takes some minutes. */
 const KEPT = process.env.SLUICE_SCREENSHOTS
 const PICTURE_MS = 200_000
@@ -241,46 +241,10 @@ inBrowser('targets with their health, certificates, and events as they happen', 
 })
 
 inBrowser('what comes from the network is text, wherever it is shown; thousands of rows are quick', async () => {
-  const many = Array.from({ length: 5000 }, (_, i) => ({
-    ...{ id: `h${i}`, route: HOSTILE, carrier: 'user', client: `10.0.0.1:${i}`, listener: HOSTILE, target: HOSTILE },
-    ...{ serverName: HOSTILE, state: 'open', openedAt: new Date().toISOString(), bytesIn: i, bytesOut: 0 },
-  }))
-  const real = await gateway.routes()
-  const routes = [{ ...real[0], name: HOSTILE, state: 'failed', reason: HOSTILE }]
-  const target = { target: HOSTILE, configured: HOSTILE, state: 'down', lastError: HOSTILE, share: 0, connections: 0 }
-  const certificate = {
-    name: HOSTILE,
-    names: [HOSTILE],
-    routes: [HOSTILE],
-    source: HOSTILE,
-    state: HOSTILE,
-    keys: [HOSTILE],
-  }
-  const answers: Record<string, object> = {
-    routes: { routes },
-    connections: { connections: many },
-    targets: { targets: [{ route: HOSTILE, total: 0, bytesIn: 0, bytesOut: 0, ...target }] },
-    certificates: {
-      certificates: [
-        {
-          ...certificate,
-          issuer: HOSTILE,
-          notAfter: HOSTILE,
-          expiresInSeconds: 1,
-          lastError: HOSTILE,
-          nextAttempt: null,
-        },
-      ],
-    },
-  }
-  const events = ['closed', 'refused', 'route', 'target'].map(
-    (event) => `event: ${event}\ndata: ${JSON.stringify({ event, ...many[0], reason: HOSTILE, why: HOSTILE })}\n\n`,
-  )
+  const { answers, events } = hostileAnswers((await gateway.routes())[0]!)
   for (const [name, answer] of Object.entries(answers))
     await page.route(`**/v1/${name}`, (route) => route.fulfill({ json: answer }))
-  await page.route('**/v1/events', (route) =>
-    route.fulfill({ contentType: 'text/event-stream', body: events.join('') }),
-  )
+  await page.route('**/v1/events', (route) => route.fulfill({ contentType: 'text/event-stream', body: events }))
   for (const view of VIEWS) {
     await show(view)
     await until(async () => (await text(`#${view}`)).includes(HOSTILE), 10_000, `it is shown in ${view}`)
