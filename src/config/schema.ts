@@ -351,7 +351,9 @@ export const configSchema = z.strictObject({
         .strictObject({
           hostname: address.optional().describe('Address to listen on. Default 127.0.0.1.'),
           port: port.describe('Port. Required.'),
-          token: text(256).optional().describe('Bearer token. Default: made at start and printed.'),
+          token: text(256)
+            .optional()
+            .describe('Bearer token, of 16 characters or more. Default: made once and kept in stateDir/admin.token.'),
         })
         .optional()
         .describe('Admin API and dashboard over HTTP. Default: off.'),
