@@ -1,6 +1,7 @@
 // Where a certificate comes from and how it is kept good: what the front door asks of each kind. A source never throws once it
 // is followed: what goes wrong is its lastError, and what it had is shown on.
 import { CERTIFICATE_ERROR_CHARACTERS_MAX } from '../base/limits.ts'
+import { presentable } from './acme/problem.ts'
 import type { CertificateFiles } from './files.ts'
 import type { Pair } from './pair.ts'
 import type { CertificateEvent } from './types.ts'
@@ -39,10 +40,9 @@ export interface SourceHooks {
   event(event: CertificateEvent): void
 }
 
+/** Of a module, a file or the system: a stranger's text, in logs, tables and events. */
 export const wordsOf = (error: unknown): string =>
-  String((error as Error | undefined)?.message ?? error)
-    .replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, '?')
-    .slice(0, CERTIFICATE_ERROR_CHARACTERS_MAX)
+  presentable(String((error as Error | undefined)?.message ?? error), CERTIFICATE_ERROR_CHARACTERS_MAX)
 
 export const samePairs = (a: readonly Pair[], b: readonly Pair[]): boolean =>
   a.length === b.length && a.every((pair, i) => pair.cert === b[i]!.cert && pair.key === b[i]!.key)

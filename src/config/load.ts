@@ -7,6 +7,8 @@ import type { Certificate, Config, Tls } from './schema.ts'
 
 /** A configuration that has not returned by then never will. */
 const EVALUATE_MS_MAX = 10_000
+/** What a child printed last is read by then. */
+const OUTPUT_LINGER_MS = 1000
 /** 65,536 routes of a kilobyte. */
 const FILE_BYTES_MAX = 64 * 1024 * 1024
 
@@ -76,28 +78,46 @@ export async function runChild(
     ...(signal ? { signal, killSignal: 'SIGKILL' } : {}),
   })
   const deadline = setTimeout(() => child.kill('SIGKILL'), msMax)
+  const pipes = new AbortController()
+  const outputs = Promise.all([child.stdout, child.stderr].map((pipe) => limited(pipe, bytesMax, pipes.signal)))
+  outputs.catch(() => {})
+  let lingering: ReturnType<typeof setTimeout> | undefined
   try {
-    const [out, err] = await Promise.all([limited(child.stdout, bytesMax), limited(child.stderr, bytesMax)])
-    const code = await child.exited
+    // Too much of it is no reason to wait for the end.
+    const code = await Promise.race([child.exited, outputs.then(() => child.exited)])
+    // Programs that it has started may hold its pipes for as long as they live.
+    lingering = setTimeout(() => pipes.abort(), OUTPUT_LINGER_MS)
+    const [out, err] = (await outputs) as [string, string]
     if (signal?.aborted) throw new Error('was not waited for')
     if (child.signalCode === 'SIGKILL') throw new Error(`did not return within ${msMax / 1000} s`)
     if (code !== 0) throw new Error(err.trim() || `ended with exit code ${code}`)
     return out
   } finally {
     clearTimeout(deadline)
+    clearTimeout(lingering)
     child.kill('SIGKILL')
   }
 }
 
-async function limited(stream: ReadableStream<Uint8Array>, bytesMax: number): Promise<string> {
+/** @param enough ends it with what has come until then. */
+async function limited(stream: ReadableStream<Uint8Array>, bytesMax: number, enough: AbortSignal): Promise<string> {
   const parts: Uint8Array[] = []
   let bytes = 0
-  for await (const part of stream) {
-    bytes += part.length
-    if (bytes > bytesMax) throw new Error(`printed more than ${bytesMax} bytes`)
-    parts.push(part)
+  const reader = stream.getReader()
+  const end = () => void reader.cancel().catch(() => {})
+  enough.addEventListener('abort', end)
+  try {
+    for (;;) {
+      const { value, done } = await reader.read()
+      if (done) return Buffer.concat(parts).toString()
+      bytes += value.length
+      if (bytes > bytesMax) throw new Error(`printed more than ${bytesMax} bytes`)
+      parts.push(value)
+    }
+  } finally {
+    enough.removeEventListener('abort', end)
+    end()
   }
-  return Buffer.concat(parts).toString()
 }
 
 /** Arguments that make process.execPath this program: none when it is compiled, else the main file. Not Bun.main: as a

@@ -10,10 +10,19 @@ export const provide: Provide = async (module, name, signal) => {
   signal.throwIfAborted()
   try {
     const printed = await runChild(['provide', module, name], { cwd: dirname(module), ...limits, signal })
-    const answer = JSON.parse(printed.trimEnd().split('\n').at(-1)!) as ProviderAnswer | { error: string }
+    const answer = parse(printed.trimEnd().split('\n').at(-1)!)
     if (typeof answer === 'object' && 'error' in answer) throw new Error(answer.error)
     return answer
   } catch (cause) {
     throw new Error(`Certificate module ${module}: ${(cause as Error).message}`, { cause })
+  }
+}
+
+/** The line is the module's where it ended before the answer was written. */
+function parse(line: string): ProviderAnswer | { error: string } {
+  try {
+    return JSON.parse(line)
+  } catch {
+    throw new Error('it ended without an answer')
   }
 }

@@ -223,6 +223,28 @@ describe('in a process of its own', () => {
     expect(why(gone)).toContain('gone.ts')
   }, 20_000)
 
+  test('F9: what it leaves running holds nothing up; one that ends without an answer, or says odd things, is told in a line', async () => {
+    await Bun.write(
+      at('leave.ts'),
+      `export default (name) => {
+         if (name === 'end.test') process.exit(0)
+         if (name === 'odd.test') throw new Error('two\\nlines \\u009b31m \\u202ered')
+         const child = Bun.spawn(['sleep', '60'], { stdio: ['ignore', 'inherit', 'inherit'] })
+         setInterval(() => {}, 1000)
+         require('node:fs').writeFileSync('left.pid', String(child.pid))
+         return 'acme'
+       }`,
+    )
+    const ask = (name: string) => provide(at('leave.ts'), name, never).catch((error: Error) => error.message)
+    const [left, end, odd] = await Promise.all(['left.test', 'end.test', 'odd.test'].map(ask))
+    const pid = Number(await Bun.file(at('left.pid')).text())
+    // It still runs: nobody has waited for it.
+    process.kill(pid, 'SIGKILL')
+    expect(left).toBe('acme')
+    expect(end).toEndWith('leave.ts: it ended without an answer')
+    expect(odd).toEndWith('leave.ts: two lines 31m red')
+  }, 20_000)
+
   test('F9: is ended when it is not wanted any more', async () => {
     await Bun.write(at('hang.ts'), 'export default () => new Promise(() => setInterval(() => {}, 1000))\n')
     const stop = new AbortController()

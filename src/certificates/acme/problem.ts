@@ -25,13 +25,13 @@ export class AcmeError extends Error {
 }
 
 /** One line of limited length without anything a terminal would obey. */
-export function presentable(text: string): string {
+export function presentable(text: string, lengthMax = ACME_ERROR_LENGTH_MAX): string {
   // Cut first: the rest is work for nothing. Bidirectional overrides turn a line around, so they go like control characters.
   const line = text
-    .slice(0, 4 * ACME_ERROR_LENGTH_MAX)
+    .slice(0, 4 * lengthMax)
     .replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}\s]+/gu, ' ')
     .trim()
-  return line.length > ACME_ERROR_LENGTH_MAX ? `${line.slice(0, ACME_ERROR_LENGTH_MAX - 1)}…` : line
+  return line.length > lengthMax ? `${line.slice(0, lengthMax - 1)}…` : line
 }
 
 interface Problem {
