@@ -5,6 +5,7 @@ import { chmodSync, mkdtempSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { ADMIN_FAILURE_CLIENTS_MAX, ADMIN_FAILURES_MAX, ADMIN_LOGIN_BYTES_MAX } from '../../src/base/limits.ts'
+import { check } from '../../src/config/check.ts'
 import { isOwnHost } from '../../src/observe/admin-guard.ts'
 import { AdminHttp } from '../../src/observe/admin-http.ts'
 import { Login, tokenOf } from '../../src/observe/admin-login.ts'
@@ -253,6 +254,13 @@ describe('the rest', () => {
     } finally {
       rmSync(directory, { recursive: true })
     }
+  })
+
+  test('a configured token is long enough, and fits into a header', () => {
+    const tried = (token: string) => check({ routes: [], admin: { http: { port: 8080, token } } })
+    expect(tried('a'.repeat(16))).toMatchObject({ ok: true })
+    for (const token of ['a'.repeat(15), 'sixteen letters or more', 'sixteen-lettérs-or-more'])
+      expect([token, tried(token)]).toMatchObject([token, { ok: false, problems: [{ path: 'admin.http.token' }] }])
   })
 
   test('the group of the socket, as /etc/group has it', () => {
