@@ -175,7 +175,8 @@ class Screen {
     this.#looking = false
     if (this.#ending.signal.aborted) return
     if (typeof seen === 'string') this.state = failed(this.state, seen)
-    else if (!this.state.paused) this.state = looked(this.state, seen)
+    // Another tab has nothing to hold still yet.
+    else if (!this.state.paused || !this.state.look?.[this.state.tab]) this.state = looked(this.state, seen)
     this.#draw()
     const soon = this.#again
     this.#again = false

@@ -90,7 +90,7 @@ const after = (state: TopState, ...keys: string[]) =>
     if (next === 'quit') throw new Error('it quit')
     return next
   }, state)
-const names = (state: TopState) => shownRows(state).map(({ cells }) => cells[0])
+const names = (state: TopState) => shownRows(state).map((row) => row.cells()[0])
 
 test('the picture: totals, each carrier, tabs, the table in its order', () => {
   expect(draw(start(), SIZE, false)).toEqual([
@@ -188,7 +188,7 @@ test('rates of connections, clients and targets are what was carried since the l
     targets: [target('10.0.0.5:8080', 2148)],
   }
   const cells = (tab: 'connections' | 'clients' | 'targets', from: number) =>
-    rowsOf(tab, later, LOOK).map((row) => row.cells.slice(from, from + 2))
+    rowsOf(tab, later, LOOK).map((row) => row.cells().slice(from, from + 2))
   expect(cells('connections', 7)).toEqual([
     ['2.0 KiB', '4.0 KiB'],
     ['-', '-'],
@@ -196,7 +196,8 @@ test('rates of connections, clients and targets are what was carried since the l
   expect(cells('clients', 4)).toEqual([['0 B', '1.0 KiB']])
   expect(cells('targets', 5)).toEqual([['1.0 KiB', '0 B']])
   for (const tab of TABS)
-    for (const row of rowsOf(tab, LOOK, null)) expect(row.cells).toHaveLength(rowsOf(tab, LOOK, null)[0]!.cells.length)
+    for (const row of rowsOf(tab, LOOK, null))
+      expect(row.cells()).toHaveLength(rowsOf(tab, LOOK, null)[0]!.cells().length)
 })
 
 test('scrolling stays within the rows, also when they become fewer', () => {
@@ -218,6 +219,9 @@ test('a gateway that does not answer is said, and what was seen last stays', () 
   expect(lines.at(-1)).toBe('Cannot reach the gateway?[2J')
   expect(lines.slice(0, -1)).toEqual(draw(start(), SIZE, false).slice(0, -1))
   expect(draw(initialState({}), SIZE, false).at(-1)).toStartWith('looking…')
+  // This look did not ask for connections.
+  const { connections: _, ...without } = LOOK
+  expect(draw(after(looked(initialState({}), without), '2'), SIZE, false).at(-1)).toStartWith('looking…')
 })
 
 test('what clients say cannot steer the terminal', () => {

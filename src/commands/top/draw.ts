@@ -1,6 +1,6 @@
 // What sluice top shows: a state and the size of a terminal make lines, none wider or more than fit. Pure.
 import { age, paint, printable, shorten, size, table } from '../format.ts'
-import { COLUMNS, perCarrier, TABS, type Column, type Look, type Row, type Tab } from './look.ts'
+import { COLUMNS, perCarrier, TABS, type Column, type Row, type Tab } from './look.ts'
 import { shownRows, type TopState } from './state.ts'
 
 export interface Size {
@@ -71,7 +71,7 @@ function body(state: TopState, rows: Row[], size: Size, colours: boolean): strin
   const head = COLUMNS[state.tab].map((column) => heading(column, key, reversed))
   const text = table(
     head,
-    rows.slice(from, from + page).map(({ cells }) => cells),
+    rows.slice(from, from + page).map((row) => row.cells()),
     { width: size.columns, colours },
   )
   return text.trimEnd().split('\n')
@@ -100,9 +100,7 @@ function footerOf(state: TopState, shown: number): string {
     ...Object.entries(filter).flatMap(([name, value]) => (value === undefined ? [] : [`${name} ${value}`])),
     ...(search ? [`"${search}"`] : []),
   ]
-  const count = look ? `${shown} of ${countOf(tab, look)}` : 'looking…'
+  const count = look?.[tab] ? `${shown} of ${look[tab].length}` : 'looking…'
   const only = filters.length ? `  only ${filters.join(', ')}` : ''
   return printable(`${count}${only}${paused ? '  held still' : ''}  ? help  q quit`)
 }
-
-const countOf = (tab: Tab, look: Look) => (tab === 'routes' ? look.routes.length : (look[tab]?.length ?? 0))

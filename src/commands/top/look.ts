@@ -46,7 +46,10 @@ export interface Look {
 export interface Row {
   /** What the admin API said of it. */
   item: object
-  cells: string[]
+  /** Made when they are shown: of a hundred thousand rows a few dozen are. */
+  cells: () => string[]
+  /** In which order rows stand that are equal otherwise. */
+  name: string
   sort: Record<string, string | number>
   /** What --route, --client and --target look at. */
   route: string[]
@@ -155,7 +158,8 @@ function routeRow(route: RouteSeen): Row {
   const state = route.draining ? 'draining' : route.state
   return {
     item: route,
-    cells: [
+    name: route.name,
+    cells: () => [
       route.name,
       route.carrier,
       state,
@@ -187,7 +191,8 @@ function connectionRow(one: ConnectionRecord, nowMs: number, moved: Counts | nul
   const ageMs = nowMs - Date.parse(one.openedAt)
   return {
     item: one,
-    cells: [
+    name: one.id,
+    cells: () => [
       one.id,
       one.route,
       one.carrier,
@@ -221,7 +226,8 @@ function connectionRow(one: ConnectionRecord, nowMs: number, moved: Counts | nul
 function clientRow(one: ClientView, moved: Counts | null): Row {
   return {
     item: one,
-    cells: [
+    name: one.client,
+    cells: () => [
       one.client,
       String(one.connections),
       size(one.bytesIn),
@@ -248,7 +254,8 @@ function targetRow(one: TargetView, moved: Counts | null): Row {
   const name = one.configured === undefined ? one.target : `${one.target} (${one.configured})`
   return {
     item: one,
-    cells: [
+    name,
+    cells: () => [
       name,
       one.route,
       one.state,

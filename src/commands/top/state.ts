@@ -47,7 +47,6 @@ export const initialState = (filter: Filter, tab: Tab = 'routes'): TopState => (
   error: null,
 })
 
-/** A listing that this look did not ask for is the one of before: it is shown until the next one is there. */
 export const looked = (state: TopState, look: Look): TopState => ({ ...state, look, before: state.look, error: null })
 export const failed = (state: TopState, error: string): TopState => ({ ...state, error })
 
@@ -59,8 +58,8 @@ export function shownRows(state: TopState): Row[] {
   const wanted = search.toLowerCase()
   return rowsOf(tab, look, before)
     .filter((row) => passes(row, tab, filter))
-    .filter((row) => wanted === '' || row.cells.some((cell) => cell.toLowerCase().includes(wanted)))
-    .sort((a, b) => compare(a.sort[key]!, b.sort[key]!) * (reversed ? -1 : 1) || compare(a.cells[0]!, b.cells[0]!))
+    .filter((row) => wanted === '' || row.cells().some((cell) => cell.toLowerCase().includes(wanted)))
+    .sort((a, b) => compare(a.sort[key]!, b.sort[key]!) * (reversed ? -1 : 1) || compare(a.name, b.name))
 }
 
 /** Numbers fall, words rise: the busiest and the first of the alphabet are on top. */
