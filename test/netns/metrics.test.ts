@@ -43,6 +43,10 @@ test('M2: a scrape shows the traffic of both planes, target by target', async ()
     'carrier=kernel,route=user': 0,
   })
   expect(series(found, 'sluice_connections_opened_total')).toEqual({ 'route=kernel': 2, 'route=user': 2 })
+  expect(series(found, 'sluice_route_active')).toEqual({
+    'carrier=kernel,route=kernel': 1,
+    'carrier=user,route=user': 1,
+  })
   expect(series(found, 'sluice_connections_closed_total')).toEqual({
     'reason=finished,route=kernel': 1,
     'reason=finished,route=user': 1,
