@@ -349,6 +349,8 @@ export class KernelPlane {
     }
     await this.#orphans.told()
     await this.ruleset.stop(onStop).catch((error: Error) => this.options.log('warn', error.message))
+    // A list comes behind all news that is on its way.
+    if (onStop === 'keep') await this.resync()
     this.#leave()
     await this.#anchor.stop()
     if (onStop === 'remove')
