@@ -11,6 +11,7 @@ interface Answer {
   problems?: Problem[]
   changes?: Changes
   unconfirmedUntil?: string
+  warnings?: Problem[]
 }
 
 export async function reload(options: ClientOptions & { confirm?: string }): Promise<number> {
@@ -26,6 +27,10 @@ export async function reload(options: ClientOptions & { confirm?: string }): Pro
   if (!answer.ok || !body.changes) return fail(body.error ?? `status ${answer.status}`)
   if (options.json) return 0
   process.stdout.write(changesInWords(body.changes))
+  if (body.warnings) {
+    process.stderr.write('\nsluice: what these files held before is used on:\n')
+    printProblems(body.warnings)
+  }
   if (body.unconfirmedUntil)
     process.stdout.write(`\nTaken back at ${body.unconfirmedUntil} unless you confirm it: sluice confirm\n`)
   return 0

@@ -36,8 +36,10 @@ export async function run(options: { config?: string; check?: boolean; watch?: b
     try {
       await control.reopenLogs().catch((error: Error) => log('error', `Cannot reopen the access log: ${error.message}`))
       const result = await control.reload()
-      if (result.ok) log('info', 'Reloaded', { ...result.changes })
-      else
+      if (result.ok) {
+        log('info', 'Reloaded', { ...result.changes })
+        for (const { path, message, remedy } of result.warnings ?? []) log('warn', `${path}: ${message} (${remedy})`)
+      } else
         for (const { path, message, remedy } of result.problems)
           log('error', `Not reloaded: ${path}: ${message} (${remedy})`)
     } finally {

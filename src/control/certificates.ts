@@ -2,6 +2,7 @@
 // workers get.
 import type { RouteCertificates } from '../channel/messages.ts'
 import type { CertificateSpec, Certificates, Preparation } from '../certificates/index.ts'
+import type { Problem } from '../config/check.ts'
 import type { Config } from '../config/schema.ts'
 import type { Plan } from '../plan/types.ts'
 import { ProblemsError } from './changes.ts'
@@ -21,24 +22,18 @@ export function certificateSpecs(config: Config, plan: Plan): CertificateSpec[] 
 
 /** Rejects with what is wrong, when something is. */
 export async function prepareCertificates(certificates: Certificates, specs: CertificateSpec[]): Promise<void> {
-  throwProblems(await certificates.prepare(specs))
+  const { problems } = await certificates.prepare(specs)
+  if (problems.length > 0) throw new ProblemsError(problemsOf(problems, 'mend the files, or use "self-signed"'))
 }
 
-/** The same for files that are in use, and may have been replaced by others that are no good. */
-export async function readCertificatesAgain(certificates: Certificates, specs: CertificateSpec[]): Promise<void> {
-  throwProblems(await certificates.readAgain(specs))
+/** Of files that are in use, and may have been replaced by others that are no good. */
+export async function readCertificatesAgain(certificates: Certificates, specs: CertificateSpec[]): Promise<Problem[]> {
+  const { problems } = await certificates.readAgain(specs)
+  return problemsOf(problems, 'mend the files; the certificate from before is shown until then')
 }
 
-function throwProblems({ problems }: Preparation) {
-  if (problems.length > 0)
-    throw new ProblemsError(
-      problems.map(({ route, message }) => ({
-        path: `routes.${route}.action.tls.certificate`,
-        message,
-        remedy: 'mend the files, or use "self-signed"',
-      })),
-    )
-}
+const problemsOf = (problems: Preparation['problems'], remedy: string): Problem[] =>
+  problems.map(({ route, message }) => ({ path: `routes.${route}.action.tls.certificate`, message, remedy }))
 
 /** By route. @param only of these routes. */
 export function workerCertificates(

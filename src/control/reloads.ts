@@ -23,8 +23,9 @@ export interface Reloadable {
   serially<T>(work: () => Promise<T>): Promise<T>
   /** What a configuration would come to now; nothing is done. */
   plan(config: Config): Promise<Plan>
-  /** Files beside the configuration that are in use, since who reloads may have changed them. Throws when one is no good. */
-  readAgain(config: Config): Promise<void>
+  /** Files beside the configuration that are in use, since who reloads may have changed them. Answers which are no good: what was
+   *  read of them before stays in use. */
+  readAgain(config: Config): Promise<Problem[]>
   /** Throws before anything was changed when it cannot be done. */
   carryOut(config: Config): Promise<void>
 }
@@ -136,7 +137,7 @@ export class Reloads {
         const fixed = fixedChanges(before, made.config)
         if (fixed.length > 0) return { ok: false, problems: fixed }
         // Not when a change is taken back: what is in use is good.
-        await this.gateway.readAgain(made.config)
+        const warnings = await this.gateway.readAgain(made.config)
         // Counted before it: afterwards some are gone already.
         const changes = changesOf(plan, await this.gateway.plan(made.config), this.gateway.live)
         if (confirmMs !== null) await remember(this.#memory, JSON.stringify({ version: VERSION, before }))
@@ -147,7 +148,11 @@ export class Reloads {
           if (!this.#unconfirmed) await this.#forget()
         }
         const { unconfirmedUntil } = this
-        return { ok: true, changes, ...(unconfirmedUntil === null ? {} : { unconfirmedUntil }) }
+        return {
+          ...{ ok: true, changes },
+          ...(unconfirmedUntil === null ? {} : { unconfirmedUntil }),
+          ...(warnings.length === 0 ? {} : { warnings }),
+        }
       })
     } catch (error) {
       if (error instanceof ProblemsError) return { ok: false, problems: error.problems }

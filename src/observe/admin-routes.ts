@@ -69,9 +69,16 @@ export interface Changes {
   routes: RouteChange[]
 }
 
-/** unconfirmedUntil: it is taken back then (ISO 8601), unless it is confirmed. */
 export type ReloadResult =
-  { ok: true; changes: Changes; unconfirmedUntil?: string } | { ok: false; problems: Problem[] }
+  | {
+      ok: true
+      changes: Changes
+      /** It is taken back then (ISO 8601), unless it is confirmed. */
+      unconfirmedUntil?: string
+      /** Files that are no good: what they held before is used on. */
+      warnings?: Problem[]
+    }
+  | { ok: false; problems: Problem[] }
 export type ConfirmAnswer = { ok: true } | { ok: false; error: string }
 
 export interface TargetView {

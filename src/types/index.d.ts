@@ -9,11 +9,15 @@ export type { ConnectionRecord } from '../connections/record.ts'
 export type { Changes, RouteChange } from '../observe/admin.ts'
 export type { ForwardOptions, Place, RouteOptions, Routes, TlsOptions } from './routes.d.ts'
 
-/** What became of a change: which routes it added, removed, changed and left as they were, and what that is to their connections; or
- * every problem that it has.
+/** What became of a change: which routes it added, removed, changed and left as they were, and what that is to their connections, with
+ * certificate files that are no good any more (what they held before is shown on) as warnings; or every problem that it has.
  * @example if (!result.ok) for (const { path, message, remedy } of result.problems) console.log(path, message, remedy) */
-export type ReloadResult =
-  { ok: true; changes: Changes } | { ok: false; problems: { path: string; message: string; remedy: string }[] }
+export type ReloadResult = { ok: true; changes: Changes; warnings?: Problem[] } | { ok: false; problems: Problem[] }
+interface Problem {
+  path: string
+  message: string
+  remedy: string
+}
 
 /** What a module named by `certificate: { module }` exports as its default: asked for each of the route's domains, in a short-lived
  * process, and again when two thirds of the certificate's life are over. PEM texts, or paths of files.

@@ -228,10 +228,28 @@ test('F2: certificate files are replaced under load: no handshake fails, live co
     await until(() => heard.at(-1) === `still ${i}`, 5000, 'the live connection talks')
   }
   const good = load[0]!.serials.at(-1)!
-  // Half a file: refused with its name, and the certificate in use stays.
-  await put({ cert: '-----BEGIN CERTIFICATE-----\nAAAA\n', key: 'nothing' })
-  const broken = await gateway.reload()
-  expect([broken.status, broken.problems![0]!.path]).toEqual([422, 'routes.a.action.tls.certificate'])
+  // Half a file: told with its name, and the certificate in use stays, for a route that comes now too. A file that nobody has
+  // used yet is refused, and with it the whole change.
+  const bad = await put({ cert: '-----BEGIN CERTIFICATE-----\nAAAA\n', key: 'nothing' })
+  const to = [{ host: lab.backend.address4, port: plain.port }]
+  const routes = [forward('a', 8443, to, { tls }), forward('b', 8445, to, { tls })]
+  const others = files(directory, 'b', { cert: 'nothing', key: 'nothing' })
+  gateway.write([...routes, forward('c', 8446, to, { tls: { ...tls, certificate: others } })])
+  const refused = await gateway.reload()
+  expect([refused.status, refused.problems!.map(({ path }) => path)]).toEqual([
+    422,
+    ['routes.c.action.tls.certificate'],
+  ])
+  gateway.write([...routes, forward('echo', 8444, [{ host: lab.backend.address4, port: echo.port }], { tls })])
+  const broken = (await gateway.reload()) as { status: number; warnings?: { path: string; message: string }[] }
+  expect([broken.status, broken.warnings?.map(({ path }) => path)]).toEqual([
+    200,
+    ['routes.a.action.tls.certificate', 'routes.echo.action.tls.certificate'],
+  ])
+  expect(broken.warnings![0]!.message).toContain(bad.cert)
+  expect((await gateway.cli('reload', '--admin', gateway.socket)).stderr).toContain(bad.cert)
+  await gateway.settled()
+  expect((await visit(lab.client, host, 8445, '-servername', 'a.test')).answer).toBe('plain')
   const before = total()
   await until(() => total() >= before + 6, 10_000, 'handshakes go on')
   for (const one of load) await one.stop()
