@@ -83,7 +83,10 @@ afterAll(async () => {
   place[Symbol.dispose]()
 }, 30_000)
 
-const show = (view: string) => page.click(`nav a[href="#${view}"]`)
+async function show(view: string) {
+  await page.click(`nav a[href="#${view}"]`)
+  await page.waitForSelector(`#${view}:not([hidden])`)
+}
 /** The texts of a table: column title → cell, for each row. */
 const table = async (view: string): Promise<Record<string, string>[]> =>
   page.evaluate(`[...document.querySelectorAll('#${view} tbody tr')].map((row) =>

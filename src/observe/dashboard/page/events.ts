@@ -55,7 +55,10 @@ export class EventList {
     setText(this.#count, isWanted ? 'Connecting' : '')
     if (!this.#source) return
     this.#source.addEventListener('open', () => setText(this.#count, 'Listening'))
-    this.#source.addEventListener('error', () => setText(this.#count, 'Interrupted; trying again'))
+    this.#source.addEventListener('error', () => {
+      const isRefused = this.#source?.readyState === EventSource.CLOSED
+      setText(this.#count, isRefused ? 'Refused: too many listen already' : 'Interrupted; trying again')
+    })
     for (const kind of KINDS)
       this.#source.addEventListener(kind, (message) => this.#take(JSON.parse(message.data as string) as Happened))
   }
