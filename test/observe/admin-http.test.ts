@@ -4,7 +4,12 @@ import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'bun:tes
 import { chmodSync, mkdtempSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { ADMIN_FAILURE_CLIENTS_MAX, ADMIN_FAILURES_MAX, ADMIN_LOGIN_BYTES_MAX } from '../../src/base/limits.ts'
+import {
+  ADMIN_BODY_BYTES_MAX,
+  ADMIN_FAILURE_CLIENTS_MAX,
+  ADMIN_FAILURES_MAX,
+  ADMIN_LOGIN_BYTES_MAX,
+} from '../../src/base/limits.ts'
 import { check } from '../../src/config/check.ts'
 import { isOwnHost } from '../../src/observe/admin-guard.ts'
 import { AdminHttp } from '../../src/observe/admin-http.ts'
@@ -271,6 +276,11 @@ describe('the rest', () => {
       null,
     ])
     expect(groupNumber('sluice:x:nobody:', 'sluice')).toBeNull()
+  })
+
+  test('a body that is too long is not read, with the token neither', async () => {
+    const body = Buffer.alloc(ADMIN_BODY_BYTES_MAX + 1, ' ')
+    expect((await ask('/v1/routes', bearer, { method: 'PUT', body })).status).toBe(413)
   })
 
   test('who sends a body byte by byte is closed', async () => {
