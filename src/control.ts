@@ -22,8 +22,10 @@ import { LeastConnections } from './control/least-connections.ts'
 import { Cutting } from './control/cutting.ts'
 import {
   certificateSpecs,
+  prepareAtStart,
   prepareCertificates,
   readCertificatesAgain,
+  withFiles,
   workerCertificates,
 } from './control/certificates.ts'
 import { DescriptorStore, keptSockets } from './control/descriptor-store.ts'
@@ -272,6 +274,9 @@ export class Control implements Gateway {
     this.#listeners.inherit(await predecessor.sockets())
     await this.#supervisor.start()
     await this.#inTime(this.#supervisor.ready)
+    // What the other one shows may have become unreadable since it read it: then it had better stay.
+    const specs = certificateSpecs(this.#config, this.#planFor(this.#config, this.#facts))
+    await prepareCertificates(this.#certificates, withFiles(specs))
     await predecessor.release(VERSION)
   }
 
@@ -412,7 +417,8 @@ export class Control implements Gateway {
       )
 
     const specs = certificateSpecs(config, next)
-    await prepareCertificates(this.#certificates, specs)
+    if (this.#generation > 0) await prepareCertificates(this.#certificates, specs)
+    else await prepareAtStart(this.#certificates, specs, this.log)
     const routes = await readAuthorities(next.routes.map((route) => route.user))
     await this.#listeners.checkRanges(listensOf(next), listensOf(before))
     const opened = await this.#listeners.open(next.listeners, next.reservations)
@@ -674,7 +680,7 @@ export class Control implements Gateway {
   #carried(route: PlannedRoute): Carried {
     const { phase, reason, usable } = this.#kernel
     return carriedNow(route, {
-      problem: this.#applied.problems.get(route.name),
+      problem: this.#applied.problems.get(route.name) ?? this.#certificates.missing(route.name),
       workerReady: this.#applied.generation > 0,
       phase,
       unusable: reason,

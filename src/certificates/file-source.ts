@@ -90,7 +90,7 @@ export class FileSource implements Source {
 
   #refuseWorse(pairs: Pair[]) {
     const now = this.hooks.now()
-    const why = outOfTime(pairs, now)
+    const why = this.pairs.length > 0 ? outOfTime(pairs, now) : undefined
     if (why && !outOfTime(this.pairs, now)) throw new Error(`Cannot use certificate ${this.files.cert}: ${why}`)
   }
 

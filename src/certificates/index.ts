@@ -30,9 +30,16 @@ export type { CertificateView } from './status.ts'
 export { authorityDirectory, authorityView, type AuthorityView } from './trust.ts'
 export type * from './types.ts'
 
+export interface CertificateProblem {
+  route: string
+  message: string
+  /** The configuration is wrong, not what it names: no other file mends it. */
+  wrong?: true
+}
+
 export interface Preparation {
   /** Empty: everything can be carried out. */
-  problems: { route: string; message: string }[]
+  problems: CertificateProblem[]
 }
 
 /** What ACME tells of a name: it has another certificate, or something happened to it. */
@@ -58,6 +65,8 @@ export interface CertificatesOptions extends Listener {
   settleMs?: number
 }
 
+class WrongSpec extends Error {}
+
 /** About 5 ms. */
 const SOURCES_PER_TURN = 100
 
@@ -80,6 +89,8 @@ export class Certificates {
   #prepared = new Map<string, Source>()
   #bySource = new Map<Source, Entry>()
   #byName = new Map<string, Entry[]>()
+  /** Routes that had nothing to show when they were followed: a start does without what cannot be read. */
+  #without = new Map<string, Source>()
   /** Routes that can show something else than their workers know. */
   readonly #changedRoutes = new Set<string>()
   #telling: ReturnType<typeof setTimeout> | undefined
@@ -135,17 +146,26 @@ export class Certificates {
     const problems: Preparation['problems'] = []
     for (const spec of specs) {
       try {
-        for (const [key, make] of sourcesOf(spec, this.#tools)) {
+        for (const [key, make] of this.#sourcesOf(spec)) {
           if (this.#entries.has(key) || this.#prepared.has(key)) continue
           const source = make()
           await source.load()
           this.#prepared.set(key, source)
         }
       } catch (cause) {
-        problems.push({ route: spec.route, message: wordsOf(cause) })
+        const wrong = cause instanceof WrongSpec
+        problems.push({ route: spec.route, message: wordsOf(cause), ...(wrong && { wrong }) })
       }
     }
     return { problems }
+  }
+
+  #sourcesOf(spec: CertificateSpec) {
+    try {
+      return sourcesOf(spec, this.#tools)
+    } catch (cause) {
+      throw new WrongSpec(wordsOf(cause))
+    }
   }
 
   /** Reads the files of these routes again, as who reloads expects. What was shown is shown on where they are no good. */
@@ -159,7 +179,7 @@ export class Certificates {
     return { problems: (await Promise.all(problems)).flat() }
   }
 
-  /** From now on these and no others; they have been prepared. Watches, timers and orders begin: call it when ports listen. */
+  /** From now on these and no others; they have been prepared, and what could not be loaded is tried again. Watches, timers and orders begin: call it when ports listen. */
   follow(specs: CertificateSpec[]): void {
     const before = this.#entries
     this.#entries = new Map()
@@ -174,6 +194,10 @@ export class Certificates {
         entry.wanted.set(spec.route, [...(entry.wanted.get(spec.route) ?? []), ...own])
       }
     }
+    this.#without = new Map()
+    for (const { source, wanted } of this.#entries.values())
+      if (source.pairs.length === 0 && (source.kind === 'file' || source.kind === 'self-signed'))
+        for (const route of wanted.keys()) this.#without.set(route, source)
     this.#bySource = new Map([...this.#entries.values()].map((entry) => [entry.source, entry]))
     this.#byName = Map.groupBy(this.#entries.values(), ({ source }) => source.name)
     for (const [key, { source }] of before) if (!this.#entries.has(key)) source.stop()
@@ -219,6 +243,13 @@ export class Certificates {
       return [{ names: [source!.name], cert: pairs.map((pair) => pair.cert), key: pairs.map((pair) => pair.key) }]
     })
     return { perName, list }
+  }
+
+  /** Why a route has nothing to show to anybody; undefined where it has, or where each name is by itself. */
+  missing(route: string): string | undefined {
+    const source = this.#without.get(route)
+    if (!source || source.pairs.length > 0) return undefined
+    return `it has no certificate: ${source.lastError ?? 'it could not be read'}`
   }
 
   views(): CertificateView[] {

@@ -18,8 +18,8 @@ export class OwnSource implements Source {
     this.name = names[0]!
   }
 
-  get renewAt(): number {
-    return renewalOf(this.pairs)
+  get renewAt(): number | undefined {
+    return this.pairs.length > 0 ? renewalOf(this.pairs) : undefined
   }
 
   async load() {
@@ -31,7 +31,7 @@ export class OwnSource implements Source {
 
   async look() {
     // What failed is told by #renew, and tried again with the next look.
-    if (this.hooks.now() >= this.renewAt) await this.#renew(false).catch(() => {})
+    if (this.hooks.now() >= (this.renewAt ?? 0)) await this.#renew(false).catch(() => {})
   }
 
   renew() {
@@ -49,7 +49,8 @@ export class OwnSource implements Source {
       if (samePairs(before, this.pairs)) return
       this.hooks.changed(this)
       const notAfter = new Date(endOf(this.pairs)).toISOString()
-      this.hooks.event({ name: this.name, source: this.kind, what: 'renewed', notAfter })
+      const what = before.length === 0 ? 'issued' : 'renewed'
+      this.hooks.event({ name: this.name, source: this.kind, what, notAfter })
     } catch (error) {
       const words = wordsOf(error)
       if (words !== this.lastError && !this.#stopped)

@@ -45,7 +45,7 @@ function certificate(reading: CertificateReading, nowMs: number): Check[] {
       fail(
         CERTIFICATES,
         at + reading.problem,
-        'TLS cannot be ended with it: the gateway refuses to start, or the route fails',
+        'TLS cannot be ended with it: a start does without the route, a reload is refused',
         [`ls -l ${quoted(cert)} ${quoted(key)}`, show],
       ),
     ]

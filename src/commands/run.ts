@@ -85,6 +85,8 @@ export async function run(options: { config?: string; check?: boolean; watch?: b
     await control.done
     if (!(error instanceof Error)) throw error
     process.stderr.write(`sluice: ${error instanceof GatewayError ? error.message : (error.stack ?? error.message)}\n`)
+    // The channel to the program that was to hand over would keep this one, which that one waits for.
+    if (predecessor) process.exit(1)
     return 1
   }
   await control.done

@@ -4,6 +4,7 @@ import type { RouteCertificates } from '../channel/messages.ts'
 import type { CertificateSpec, Certificates, Preparation } from '../certificates/index.ts'
 import type { Problem } from '../config/check.ts'
 import type { Config } from '../config/schema.ts'
+import type { Log } from '../observe/log.ts'
 import type { Plan } from '../plan/types.ts'
 import { ProblemsError } from './changes.ts'
 
@@ -23,8 +24,24 @@ export function certificateSpecs(config: Config, plan: Plan): CertificateSpec[] 
 /** Rejects with what is wrong, when something is. */
 export async function prepareCertificates(certificates: Certificates, specs: CertificateSpec[]): Promise<void> {
   const { problems } = await certificates.prepare(specs)
-  if (problems.length > 0) throw new ProblemsError(problemsOf(problems, 'mend the files, or use "self-signed"'))
+  if (problems.length > 0) throw new ProblemsError(problemsOf(problems, MEND))
 }
+
+/** At the start nothing is served yet: a certificate that cannot be read takes its own route away, and no other. It is read again until it
+ *  is good. Rejects where the configuration itself is wrong. */
+export async function prepareAtStart(certificates: Certificates, specs: CertificateSpec[], log: Log): Promise<void> {
+  const { problems } = await certificates.prepare(specs)
+  const wrong = problems.filter((problem) => problem.wrong)
+  if (wrong.length > 0) throw new ProblemsError(problemsOf(wrong, MEND))
+  for (const { route, message } of problems)
+    log('error', `Route "${route}" cannot end TLS: ${message}`, { remedy: 'mend the files; they are read again' })
+}
+
+/** Of these the ones with files: who takes over from another gateway must not have less to show than that one. */
+export const withFiles = (specs: CertificateSpec[]) =>
+  specs.filter(({ certificate }) => typeof certificate === 'object' && 'cert' in certificate)
+
+const MEND = 'mend the files, or use "self-signed"'
 
 /** Of files that are in use, and may have been replaced by others that are no good. */
 export async function readCertificatesAgain(certificates: Certificates, specs: CertificateSpec[]): Promise<Problem[]> {

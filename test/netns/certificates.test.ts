@@ -124,3 +124,43 @@ test('F2, F9: files, modules and the local authority, and what the commands show
   expect(await gateway.stop()).toBe(0)
   expect((await gateway.cli('certificates', 'trust', '--pem', '--config', gateway.file)).stdout).toBe(trust.stdout)
 })
+
+test('F2, issue 6: a bad file takes nothing but its own route away at a start, and nothing at all from a gateway that hands over', async () => {
+  await using lab = await Lab.create()
+  const host = lab.gateway.clientSide4
+  const ca = await authority('lab')
+  const echo = echoBackend(lab.backend)
+  const to = [{ host: lab.backend.address4, port: echo.port }]
+  await using gateway = await Gateway.start(lab, [])
+  const at = (name: string) => join(gateway.directory, name)
+  const files = { cert: at('web.crt'), key: at('web.key') }
+  const pair = await ca.issue(['web.test'])
+  writeFileSync(at('ca.crt'), ca.ca)
+  const secure = (certificate: unknown) => ({ tls: { mode: 'terminate', certificate } })
+  gateway.write([forward('web', PORT, to, secure(files)), forward('own', PORT + 1, to, secure('self-signed'))])
+  expect((await gateway.reload()).problems?.map(({ path }) => path)).toEqual(['routes.web.action.tls.certificate'])
+  await gateway.kill9()
+  await gateway.restart({ ready: (routes) => routes.some(({ name, state }) => name === 'own' && state === 'active') })
+  expect(await gateway.route('web')).toMatchObject({
+    state: 'failed',
+    reason: expect.stringContaining('it has no certificate'),
+  })
+  const shown = async (port: number) => {
+    const words = ['-connect', `${host}:${port}`, '-servername', 'web.test', '-CAfile', at('ca.crt')]
+    const { stdout } = await lab.client.run(['openssl', 's_client', ...words, '-no_ign_eof'])
+    const pem = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/.exec(stdout)?.[0]
+    return pem === undefined ? null : serialOf(pem)
+  }
+  expect([await shown(PORT), (await shown(PORT + 1)) === null]).toEqual([null, false])
+  replace(files, pair)
+  await until(async () => (await gateway.route('web')).state === 'active', 5000, 'the files are taken')
+  await until(async () => (await shown(PORT)) === serialOf(pair.cert), 5000, 'and shown')
+
+  // What it shows is nowhere else any more: a new program would have less to show.
+  writeFileSync(files.cert, 'half of a ')
+  const { pid } = (await gateway.status()) as unknown as { pid: number }
+  expect((await gateway.cli('upgrade', '--admin', gateway.socket)).exitCode).toBe(1)
+  expect(gateway.logText()).toContain('it holds no PEM certificate')
+  expect((await gateway.status()) as unknown).toMatchObject({ pid })
+  expect(await shown(PORT)).toBe(serialOf(pair.cert))
+}, 30_000)
