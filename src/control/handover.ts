@@ -31,7 +31,16 @@ type ToNew =
   | { type: 'released'; workers: string[] }
   /** What a worker says from then on. */
   | { type: 'worker'; message: ToControl }
-type ToOld = { type: 'ready'; version: string } | { type: 'command'; command: ToWorker }
+interface Ready {
+  type: 'ready'
+  version: string
+  pid: number
+}
+type ToOld = Ready | { type: 'command'; command: ToWorker }
+
+/** Stands between us and the new program, and is gone before that one takes over. A service manager hears of the end of its own children
+ *  only, and waits at a stop for no others: what it is to take for the service has to be an orphan by then, which are its children. */
+const BETWEEN = ['sh', '-c', '"$@" <&0 & wait $!', 'sh']
 
 /** About 10 ms. */
 const RECORDS_AT_ONCE = 2000
@@ -39,37 +48,41 @@ const RECORDS_AT_ONCE = 2000
 /** The new program, as the old one sees it. */
 export class Successor {
   #channel!: Channel<ToNew, ToOld>
-  readonly #ready = Promise.withResolvers<string>()
+  readonly #ready = Promise.withResolvers<Ready>()
   readonly #gone = Promise.withResolvers<void>()
   #onCommand: (command: ToWorker) => void = () => {}
   version = ''
-
-  private constructor(private readonly child: Bun.Subprocess) {}
-
-  get pid() {
-    return this.child.pid
-  }
+  pid = 0
 
   /** Starts it with the same arguments, and resolves when it is ready: it has read its configuration and its worker runs. Rejects when it
    *  is not, in time; then it has ended and nothing has changed. */
   static async start(sockets: Socket[]): Promise<Successor> {
     const ends = openEnds()
-    const child = Bun.spawn([process.execPath, ...selfArguments(), ...commandLine()], {
+    const child = Bun.spawn([...BETWEEN, process.execPath, ...selfArguments(), ...commandLine()], {
+      // A process group, to be ended as one.
+      detached: true,
       stdio: ['inherit', 'inherit', 'inherit', ends.theirs.lines, ends.theirs.descriptors],
       env: { ...process.env, [HANDOVER_ENVIRONMENT]: '1' },
     })
     closeEnds(ends.theirs)
-    const successor = new Successor(child)
+    const successor = new Successor()
+    const end = () => {
+      try {
+        process.kill(-child.pid, 'SIGKILL')
+      } catch {
+        // It has ended by itself.
+      }
+    }
     successor.#ready.promise.catch(() => {}) // heard of below, or too late to matter
     const fail = (why: string) => successor.#ready.reject(new GatewayError(`The new program did not take over: ${why}`))
     successor.#channel = await Channel.open<ToNew, ToOld>(
       ends.ours,
       (message) =>
-        message.type === 'ready' ? successor.#ready.resolve(message.version) : successor.#onCommand(message.command),
+        message.type === 'ready' ? successor.#ready.resolve(message) : successor.#onCommand(message.command),
       () => {
         successor.#gone.resolve()
         // How it ends says why; and without us it is nothing.
-        if (successor.version === '') child.kill()
+        if (successor.version === '') end()
       },
     )
     void child.exited.then((code) => fail(`it ended with ${child.signalCode ?? `exit code ${code}`}`))
@@ -83,10 +96,13 @@ export class Successor {
         type: 'sockets',
         sockets: sockets.map(({ key, protocol, port }) => ({ key, protocol, port })),
       })
-      successor.version = await successor.#ready.promise
+      const { version, pid } = await successor.#ready.promise
+      child.kill('SIGKILL')
+      await child.exited
+      Object.assign(successor, { version, pid })
       return successor
     } catch (error) {
-      child.kill('SIGKILL')
+      end()
       successor.#channel.close()
       throw error
     } finally {
@@ -103,8 +119,6 @@ export class Successor {
       await turn()
     }
     this.#channel.send({ type: 'released', workers })
-    // It lives on without us.
-    this.child.unref()
   }
 
   /** What a worker that stayed behind has to say. */
@@ -186,7 +200,7 @@ export class Predecessor {
 
   /** Says that we can begin, and resolves when all is ours: then `records` are the connections that stayed behind. */
   async release(version: string): Promise<void> {
-    this.#channel.send({ type: 'ready', version })
+    this.#channel.send({ type: 'ready', version, pid: process.pid })
     await this.#within(this.#released.promise, HANDOVER_RELEASE_MS_MAX, 'does not let go')
   }
 

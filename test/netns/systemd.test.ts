@@ -72,6 +72,8 @@ sluice upgrade > /dev/null
 wait_for is ActiveState active
 wait_for routes_are 2
 [ "$before" != "$(prop MainPID)" ] && echo another
+# Of its own children only it hears the end, and waits for it at a stop.
+grep ^PPid /proc/$(prop MainPID)/status | cut -f2
 prop NRestarts
 # The one that took over.
 echo == hangs
@@ -98,7 +100,7 @@ echo == end
       reloaded: 'routes: 2, connections: 0\n308',
       modes: '700 /var/lib/sluice\n755 /run/sluice\n750 /var/log/sluice',
       restarted: 'another\n308',
-      upgraded: 'another\n0',
+      upgraded: 'another\n1\n0',
       hangs: 'another',
       stopped: 'inactive\nsuccess',
       uninstall: expect.stringContaining('/etc/sluice/sluice.config.ts'),
