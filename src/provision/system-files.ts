@@ -61,6 +61,8 @@ Documentation=man:sluice(8)
 # Routes may name local addresses; other firewalls load their rules first, so that what stands in the way is seen at the start.
 Wants=network-online.target
 After=network-online.target nss-lookup.target nftables.service
+# What a start needs may come late (an address, a certificate): it is tried again and again, not five times and never more.
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify
@@ -73,6 +75,8 @@ ExecReload=/bin/kill -HUP $MAINPID
 WatchdogSec=30
 Restart=on-failure
 RestartSec=1
+# A configuration that is refused gets no better by itself.
+RestartPreventExitStatus=2
 TimeoutStartSec=120
 # At least timeouts.grace of the configuration.
 TimeoutStopSec=300
