@@ -1,7 +1,7 @@
 // Automatic certificates in control: the store they are kept in, the gateways that share it, ACME on top of both, and what has to be
 // true of ports and rules before a CA is told to look. Opened when the first name needs it.
 import { readFile } from 'node:fs/promises'
-import { CHALLENGE_LINGER_MS } from '../base/limits.ts'
+import { STORE_RETRY_MS } from '../base/limits.ts'
 import { Acme } from '../certificates/acme/index.ts'
 import { Fleet } from '../certificates/fleet.ts'
 import type { AcmeHooks, Automatic } from '../certificates/index.ts'
@@ -11,6 +11,7 @@ import type { CertificateStatus, Challenge, ChallengeType, StoredCertificate } f
 import type { PlacedChallenges } from '../channel/messages.ts'
 import type { Config } from '../config/schema.ts'
 import type { Log } from '../observe/log.ts'
+import { ChallengePort } from './challenge-port.ts'
 
 /** Where no other directory is named. */
 const LETS_ENCRYPT = 'https://acme-v02.api.letsencrypt.org/directory'
@@ -25,6 +26,8 @@ export interface AcmeNeeds {
   read(challenging: boolean): Promise<void>
   /** Resolves when the worker answers these and no others; false: it does not. */
   answer(challenges: PlacedChallenges): Promise<boolean>
+  // For tests.
+  retryMs?: number
 }
 
 interface Opened {
@@ -38,20 +41,31 @@ export class AcmeService implements Automatic {
   #acme: Acme | undefined
   #names: string[] = []
   #error: string | undefined
-  #challenging = false
-  #linger: ReturnType<typeof setTimeout> | undefined
+  #retry: ReturnType<typeof setTimeout> | undefined
+  #stopped = false
+  readonly #port: ChallengePort
 
   constructor(
     private readonly needs: AcmeNeeds,
     private readonly hooks: AcmeHooks,
-  ) {}
+  ) {
+    this.#port = new ChallengePort(
+      (challenging) => needs.read(challenging),
+      (error) => needs.log('error', `The challenge port is still read: ${error.message}`),
+    )
+  }
 
-  /** Once, and not before the configuration that counts has the settings: one that is only being looked at may be refused. */
+  /** Not before the configuration that counts has the settings: one that is only being looked at may be refused. What is in the way
+   *  may go away: a file that is not there yet, a disk that is full. */
   #open(): Promise<Opened | null> {
     return (this.#opened ??= this.#start().catch((error: Error) => {
+      // Said once, however often it is tried.
+      if (this.#error !== error.message)
+        this.needs.log('error', `Automatic certificates cannot be had: ${error.message}`)
       this.#error = error.message
-      const remedy = 'mend it and restart'
-      this.needs.log('error', `Automatic certificates cannot be had: ${error.message}`, { remedy })
+      this.#opened = undefined
+      clearTimeout(this.#retry)
+      if (!this.#stopped) this.#retry = setTimeout(() => void this.#open(), this.needs.retryMs ?? STORE_RETRY_MS)
       return null
     }))
   }
@@ -81,6 +95,7 @@ export class AcmeService implements Automatic {
       event: (event) => hooks.event(event),
     })
     this.#acme = acme
+    this.#error = undefined
     acme.follow(this.#names)
     return { store, fleet, acme }
   }
@@ -92,28 +107,13 @@ export class AcmeService implements Automatic {
     const http = challenges.filter((one) => one.type === 'http-01')
     const tls = challenges.filter((one) => one.type === 'tls-alpn-01')
     // The way there first: a CA looks once, at once.
-    if (http.length > 0) await this.#read(true)
+    if (http.length > 0) await this.#port.read()
     const answered = await this.needs.answer({
       http: Object.fromEntries(http.map(({ token, keyAuthorization }) => [token, keyAuthorization])),
       tls: Object.fromEntries(tls.map(({ name, cert, key }) => [name, { cert, key }])),
     })
+    if (http.length === 0) this.#port.leave()
     if (!answered) throw new Error('the worker does not answer')
-    if (http.length === 0 && this.#challenging) this.#readNoMore()
-  }
-
-  async #read(challenging: boolean) {
-    clearTimeout(this.#linger)
-    this.#linger = undefined
-    if (this.#challenging === challenging) return
-    await this.needs.read(challenging)
-    this.#challenging = challenging
-  }
-
-  /** One name often follows another: the port does not change hands for each. */
-  #readNoMore() {
-    this.#linger ??= setTimeout(() => {
-      this.#read(false).catch((error: Error) => this.needs.log('error', error.message))
-    }, CHALLENGE_LINGER_MS)
   }
 
   // ---- what the certificates ask ----
@@ -150,11 +150,12 @@ export class AcmeService implements Automatic {
 
   /** An order that is on its way is taken up by the next start. */
   async stop(): Promise<void> {
+    this.#stopped = true
     const opened = await this.#opened
-    clearTimeout(this.#linger)
+    clearTimeout(this.#retry)
     await opened?.acme.stop()
     await opened?.fleet.stop()
-    clearTimeout(this.#linger)
+    this.#port.stop()
     await opened?.store.close()
   }
 }

@@ -1,5 +1,6 @@
 // When automatic certificates are opened, and what a gateway that starts again has at once.
 import { expect, test } from 'bun:test'
+import { join } from 'node:path'
 import type { CertificateEvent } from '../../src/certificates/types.ts'
 import type { PlacedChallenges } from '../../src/channel/messages.ts'
 import type { Config } from '../../src/config/schema.ts'
@@ -50,4 +51,31 @@ test('F4, F7: settings that a reload brings are used when they count; the next s
 
   const never = service(() => without)
   await never.stop()
+})
+
+test('F7: what keeps automatic certificates from being had is told once, and they come when it is gone', async () => {
+  const placed: PlacedChallenges[] = []
+  using ca = new AcmeServer({ sees: (name) => placed.at(-1)!.tls[name] !== undefined || { type: 'x', detail: 'no' } })
+  await using directory = await temporaryDirectory()
+  const root = join(directory.path, 'root.pem')
+  const config = { routes: [], acme: { email: 'o@example.com', termsAgreed: true, directory: ca.directory, ca: root } }
+  const said: string[] = []
+  const service = new AcmeService(
+    {
+      ...{ config: () => config, stateDir: directory.path, offers: () => ['tls-alpn-01' as const], retryMs: 20 },
+      log: (_level, message) => void said.push(message),
+      read: async () => {},
+      answer: async (challenges) => placed.push(challenges) > 0,
+    },
+    { changed: () => {}, event: () => {} },
+  )
+  await service.load('a.test')
+  service.follow(['a.test'])
+  expect(service.status('a.test')).toMatchObject({ state: 'failed', lastError: expect.stringContaining(root) })
+  expect(await service.renew('a.test').catch((error: Error) => error.message)).toContain(root)
+  await Bun.write(root, await ca.root())
+  await until(() => service.get('a.test'), 10_000, 'a.test has a certificate')
+  expect(service.status('a.test')).toMatchObject({ state: 'valid' })
+  expect(said.filter((message) => message.includes('cannot be had'))).toHaveLength(1)
+  await service.stop()
 })
