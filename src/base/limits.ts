@@ -49,6 +49,9 @@ export const ACME_REQUEST_MS_MAX = 30_000
 /** One answer of a CA; a chain has up to 20 KiB. Above: the attempt has failed. */
 export const ACME_ANSWER_BYTES_MAX = 256 * 1024
 
+/** A CA that says more often that what was asked for is elsewhere goes round in circles. */
+export const ACME_REDIRECTS_MAX = 3
+
 /** Requests that a CA may answer with "bad nonce" one after the other; after a restart of the CA it is one. Above: the attempt has failed. */
 export const ACME_NONCES_MAX = 15
 

@@ -249,6 +249,35 @@ describe('F7: one name delays no other', () => {
     expect(second.acme.status('a.test').lastError).toMatch(/^Cannot reach 127\.0\.0\.1:\d+: no answer within 0\.2 s$/)
   })
 
+  test('a CA behind TLS is followed elsewhere, a few times, and asked nothing in the clear', async () => {
+    const tls = await signed(['127.0.0.1'])
+    const to = (location: string) => new Response(null, { status: 302, headers: { location } })
+    const clear = 'http://127.0.0.1:9/'
+    const answers: Record<string, (times: number) => Response | undefined> = {
+      elsewhere: (times) => (times === 1 ? to('/directory') : undefined),
+      'in circles': () => to('/directory'),
+      'in the clear': () => to(clear),
+      nowhere: () => to('http://['),
+      'with such addresses': () => Response.json({ newNonce: clear, newAccount: clear, newOrder: clear }),
+    }
+    const errors = await Promise.all(
+      Object.entries(answers).map(async ([kind, answer]) => {
+        const ca = server({ tls, instead: (asked, times) => (asked === 'GET /directory' ? answer(times) : undefined) })
+        const { acme } = gateway(ca, new MemoryStore(), {}, { ca: tls.cert })
+        acme.follow(['a.test'])
+        await until('it is decided', () => acme.get('a.test') ?? acme.status('a.test').lastError)
+        return [kind, acme.status('a.test').lastError?.replace(/:\d+/, '') ?? 'issued'] as const
+      }),
+    )
+    expect(Object.fromEntries(errors)).toEqual({
+      elsewhere: 'issued',
+      'in circles': '127.0.0.1 answered with status 302',
+      'in the clear': 'The CA names an address without TLS: http://127.0.0.1/',
+      nowhere: 'The CA names an address without TLS: http://[',
+      'with such addresses': 'The CA names an address without TLS: http://127.0.0.1/',
+    })
+  })
+
   test('answers that make no sense are failures like others', async () => {
     const json = (body: string) =>
       new Response(body, { status: 201, headers: { 'content-type': 'application/json', location: 'x' } })

@@ -87,7 +87,8 @@ export class Authority {
 
   #transport(signal: AbortSignal): Transport {
     const { settings, now, requestMs } = this.options
-    return new Transport({ ca: settings.ca, signal, now, ...(requestMs === undefined ? {} : { requestMs }) })
+    const secure = settings.directory.startsWith('https:')
+    return new Transport({ ca: settings.ca, secure, signal, now, ...(requestMs === undefined ? {} : { requestMs }) })
   }
 
   /** All orders share one attempt, and for a while its failure: a hundred names without account are not a hundred attempts. */

@@ -1,6 +1,6 @@
 // Requests to a CA: with a deadline and a limit each, over TLS that its own root may vouch for. What the CA refuses comes back
 // as an AcmeError.
-import { ACME_ANSWER_BYTES_MAX, ACME_REQUEST_MS_MAX } from '../../base/limits.ts'
+import { ACME_ANSWER_BYTES_MAX, ACME_REDIRECTS_MAX, ACME_REQUEST_MS_MAX } from '../../base/limits.ts'
 import { parseRetryAfter } from './backoff.ts'
 import { AcmeError, presentable, problemOf } from './problem.ts'
 
@@ -14,6 +14,8 @@ export interface Answer {
 export interface TransportOptions {
   /** PEM; null: the roots of this machine. */
   ca: string | null
+  /** Also what the CA names is asked over TLS only. */
+  secure: boolean
   /** Ends every request. */
   signal: AbortSignal
   requestMs?: number
@@ -33,13 +35,12 @@ export class Transport {
     const late = AbortSignal.timeout(requestMs)
     const host = presentable(URL.parse(url)?.host ?? 'the CA')
     try {
-      const response = await fetch(url, {
+      const response = await this.#fetch(url, body === undefined ? ACME_REDIRECTS_MAX : 0, {
         method: method.toUpperCase(),
         headers: { 'content-type': 'application/jose+json', 'user-agent': 'sluice' },
         body: body === undefined ? undefined : JSON.stringify(body),
         signal: AbortSignal.any([signal, late]),
-        // A signature names the address it is for, so a signed request cannot follow.
-        redirect: body === undefined ? 'follow' : 'manual',
+        redirect: 'manual',
         ...(ca === null ? {} : { tls: { ca } }),
       })
       const data = parse(response, await limited(response))
@@ -56,7 +57,20 @@ export class Transport {
       throw new AcmeError(`Cannot reach ${host}: ${why}`, { kind: 'unreachable' })
     }
   }
+
+  /** Follows by hand, to see where: a signature names the address it is for, so a signed request cannot follow at all. */
+  async #fetch(url: string, redirects: number, init: BunFetchRequestInit): Promise<Response> {
+    if (this.options.secure && URL.parse(url)?.protocol !== 'https:')
+      throw new AcmeError(`The CA names an address without TLS: ${presentable(url)}`)
+    const response = await fetch(url, init)
+    const location = REDIRECTS.has(response.status) ? response.headers.get('location') : null
+    if (redirects === 0 || location === null) return response
+    await response.body?.cancel()
+    return this.#fetch(URL.parse(location, url)?.href ?? location, redirects - 1, init)
+  }
 }
+
+const REDIRECTS = new Set([301, 302, 303, 307, 308])
 
 function refuse(host: string, status: number, data: unknown, retryAfterMs: number | undefined): void {
   const problem = problemOf(data)
