@@ -5,16 +5,16 @@ import { isAbsolute, join, resolve } from 'node:path'
 import { DEFAULT_STATE_DIR, VERSION } from './base/about.ts'
 import { HANDOVER_DRAIN_MS_MAX, HANDOVER_SAMPLE_MS, LEFT_BEHIND_MS_MAX } from './base/limits.ts'
 import { native } from './base/native.ts'
-import { inTurns, turn } from './base/turns.ts'
+import { turn } from './base/turns.ts'
 import { parseDuration, TIMER_MS_MAX } from './base/units.ts'
 import { Certificates } from './certificates/index.ts'
 import type { ToControl, ToWorker, WorkerPlan } from './channel/messages.ts'
 import type { Config } from './config/schema.ts'
-import { Clients } from './connections/clients.ts'
 import type { ConnectionRecord } from './connections/record.ts'
 import type { HealthChange } from './connections/health.ts'
 import { ConnectionTable } from './connections/table.ts'
 import { AcmeService } from './control/acme.ts'
+import { Api } from './control/api.ts'
 import { readAuthorities } from './control/authorities.ts'
 import { GatewayError } from './control/changes.ts'
 import { KernelStart } from './control/kernel-start.ts'
@@ -30,7 +30,6 @@ import {
 } from './control/certificates.ts'
 import { DescriptorStore, keptSockets } from './control/descriptor-store.ts'
 import { Drains, type What } from './control/drains.ts'
-import { explainNow } from './control/explain.ts'
 import { Successor, type Predecessor } from './control/handover.ts'
 import { TargetHealth } from './control/health.ts'
 import { Listeners } from './control/listeners.ts'
@@ -41,10 +40,9 @@ import { Reloads } from './control/reloads.ts'
 import type { ServiceManager } from './control/service-manager.ts'
 import { Supervisor } from './control/supervisor.ts'
 import { connectionsOf, connectionsTo, isNamed } from './control/targets.ts'
-import { carriedNow, routeView, type Carried } from './control/view.ts'
 import { programVersion } from './kernel/index.ts'
 import { AccessLog } from './observe/access-log.ts'
-import { Admin, type Gateway } from './observe/admin.ts'
+import { Admin } from './observe/admin.ts'
 import { Events } from './observe/events.ts'
 import { makeLog, type Log } from './observe/log.ts'
 import { challengesFor, type ChallengeType } from './plan/challenge.ts'
@@ -54,8 +52,6 @@ import { DEFAULT_MARK_BASE, noFacts, plan as makePlan, retarget } from './plan/p
 import type { Endpoint, Facts, Plan, PlannedRoute } from './plan/types.ts'
 
 const RESOLVE_EVERY_MS = 30_000
-/** About 5 ms. */
-const RECORDS_PER_TURN = 2000
 /** A dead machine can be the target of a thousand routes. */
 const HEALTH_LINES_MAX = 10
 /** Only a change that needs a port again waits for it. */
@@ -72,16 +68,17 @@ export interface ControlOptions {
   predecessor?: Predecessor | null
 }
 
-export class Control implements Gateway {
+export class Control {
   readonly log: Log
   readonly table = new ConnectionTable()
-  readonly events = new Events({
-    routes: () => this.#routesNow(),
-  })
+  readonly events: Events = new Events({ routes: () => this.api.routesNow() })
   readonly #supervisor: Supervisor
   readonly #kernel: KernelStart
   readonly #cutting: Cutting
-  readonly #reloads: Reloads
+  /** Changes of the configuration, from wherever. */
+  readonly reloads: Reloads
+  /** What the admin API sees and does. */
+  readonly api: Api
   #config: Config
   #plan: Plan = { routes: [], listeners: [], limits: null, reservations: [], kernel: emptyState() }
   #facts: Facts
@@ -120,7 +117,6 @@ export class Control implements Gateway {
   #observation: Observation | undefined
   #descriptorStore: DescriptorStore | null = null
   #certificates: Certificates
-  #startedAt = new Date()
   #stopping: Promise<void> | null = null
   #done = Promise.withResolvers<void>()
   #workerApplied = Promise.withResolvers<boolean>()
@@ -169,7 +165,7 @@ export class Control implements Gateway {
       (error) => this.log('error', error.message),
     )
     this.#kernel = this.#kernelStart()
-    this.#reloads = new Reloads({
+    this.reloads = new Reloads({
       log: this.log,
       configFile: options.configFile,
       stateDir: this.#stateDir,
@@ -183,6 +179,26 @@ export class Control implements Gateway {
         await this.#resolveNames(next)
         await this.#carryOut(next)
       },
+    })
+    this.api = new Api({
+      configFile: options.configFile ?? null,
+      startedAt: new Date(),
+      table: this.table,
+      events: this.events,
+      kernel: this.#kernel,
+      supervisor: this.#supervisor,
+      certificates: this.#certificates,
+      reloads: this.reloads,
+      planned: this.#planned.promise,
+      config: () => this.#config,
+      plan: () => this.#plan,
+      facts: () => ({ ...this.#facts, down: this.#health.down() }),
+      observation: () => this.#observation,
+      drains: () => this.#operatorDrains,
+      applied: () => this.#applied,
+      command: (command) => this.#command(command),
+      upgrade: () => this.upgrade(),
+      stop: () => this.stop(),
     })
   }
 
@@ -234,7 +250,7 @@ export class Control implements Gateway {
       this.table.observe(this.#accessLog)
     }
     // Its socket first: a second gateway with the same configuration ends here, before it touches anything.
-    this.#admin = new Admin({ config: this.#config.admin, stateDir: this.#stateDir, log: this.log }, this)
+    this.#admin = new Admin({ config: this.#config.admin, stateDir: this.#stateDir, log: this.log }, this.api)
     const { predecessor, manager = null } = this.options
     try {
       if (predecessor) await this.#takeOver(predecessor)
@@ -293,7 +309,7 @@ export class Control implements Gateway {
   async #recall() {
     // Keys and counts: not for the worker, whoever makes a file in it first.
     await mkdir(this.#stateDir, { recursive: true, mode: 0o700 })
-    this.#config = await this.#reloads.begin(this.#config)
+    this.#config = await this.reloads.begin(this.#config)
     const drains = await Drains.load(join(this.#stateDir, 'drains.json'), {
       log: this.log,
       exists: (what) => this.#meant(what).length > 0,
@@ -312,14 +328,14 @@ export class Control implements Gateway {
       totalsFile: join(this.#stateDir, 'totals.json'),
       accessLog: this.#accessLog,
       routes: () => this.#plan.routes,
-      states: () => this.#routesNow(),
+      states: () => this.api.routesNow(),
       kernel: () => this.#kernel.plane,
       usableKernel: () => this.#kernel.usable,
       drains,
       health: (route, endpoint) => this.#health.of(route, endpoint),
       worker: () => this.#supervisor.view,
       certificates: this.#certificates,
-      refresh: () => this.#refresh(),
+      refresh: () => this.api.refresh(),
       count: () => this.#supervisor.count(),
     })
   }
@@ -630,179 +646,6 @@ export class Control implements Gateway {
     return result
   }
 
-  // ---- what the admin API sees and does ----
-
-  async status() {
-    const routes = await this.routes()
-    const { plane: kernel, phase, reason } = this.#kernel
-    return {
-      version: VERSION,
-      pid: process.pid,
-      startedAt: this.#startedAt.toISOString(),
-      configFile: this.options.configFile ?? null,
-      routes: { total: routes.length, active: routes.filter((route) => route.state === 'active').length },
-      connections: { kernel: kernel?.flows.size ?? 0, proxied: this.table.size },
-      worker: this.#supervisor.view,
-      kernel: {
-        active: phase === 'ready' && (kernel?.ruleset.elements ?? 0) > 0,
-        phase,
-        reason: reason ?? kernel?.ruleset.error ?? null,
-        tables: kernel
-          ? [this.#config.kernel?.table ?? 'sluice', `${this.#config.kernel?.table ?? 'sluice'}_anchor`]
-          : [],
-        elements: kernel?.ruleset.elements ?? 0,
-        transactions: kernel?.ruleset.transactions ?? 0,
-        drifts: kernel?.ruleset.drifts ?? 0,
-        eventsLost: kernel?.lost ?? 0,
-      },
-      conntrack: this.#observation?.capacity ?? null,
-      drains: this.#operatorDrains?.size ?? 0,
-      unconfirmedUntil: this.#reloads.unconfirmedUntil,
-      anomalies: this.table.anomalies,
-      rates: this.#observation?.rates.rates(null) ?? null,
-      history: this.#observation?.rates.history(null) ?? [],
-    }
-  }
-
-  async routes() {
-    await this.#planned.promise
-    const rates = this.#observation?.rates
-    await rates?.refresh()
-    return this.#plan.routes.map((route) =>
-      routeView(route, this.#carried(route), this.table.totals(route.name), rates?.rates(route.name) ?? null),
-    )
-  }
-
-  *#routesNow() {
-    for (const route of this.#plan.routes) yield { name: route.name, ...this.#carried(route) }
-  }
-
-  #carried(route: PlannedRoute): Carried {
-    const { phase, reason, usable } = this.#kernel
-    return carriedNow(route, {
-      problem: this.#applied.problems.get(route.name) ?? this.#certificates.missing(route.name),
-      workerReady: this.#applied.generation > 0,
-      phase,
-      unusable: reason,
-      // Before it has taken over what an earlier life left, the numbers mean nothing.
-      inKernel: usable?.isActive(route.number, route.name) ?? false,
-      error: usable?.ruleset.error ?? null,
-    })
-  }
-
-  async targets() {
-    await this.#planned.promise
-    return [...this.#observation!.targets()]
-  }
-
-  async drain(request: unknown) {
-    await this.#planned.promise
-    return this.#operatorDrains!.request(request)
-  }
-
-  async drains() {
-    await this.#planned.promise
-    return this.#operatorDrains!.views()
-  }
-
-  async certificates() {
-    await this.#planned.promise
-    return this.#certificates.views()
-  }
-
-  async authority() {
-    await this.#planned.promise
-    return this.#certificates.authorityView()
-  }
-
-  async renewCertificate(name: string) {
-    await this.#planned.promise
-    return this.#certificates.renew(name)
-  }
-
-  async metrics() {
-    await this.#planned.promise
-    return this.#observation!.metrics()
-  }
-
-  /** Counts of live connections as both planes have them now. */
-  async #refresh(): Promise<void> {
-    const [counts] = await Promise.all([this.#supervisor.sample(), this.#kernel.plane?.fresh()])
-    this.table.sampled(counts)
-  }
-
-  async connections(): Promise<ConnectionRecord[]> {
-    await this.#refresh()
-    const records = [...this.table.records()]
-    await inTurns(this.#kernel.plane?.flows.records() ?? [], RECORDS_PER_TURN, (record) => records.push(record))
-    return records
-  }
-
-  async clients(limit: number) {
-    await this.#refresh()
-    const clients = new Clients()
-    await inTurns(this.table.records(), RECORDS_PER_TURN, (record) => clients.add(record))
-    await inTurns(this.#kernel.plane?.flows.records() ?? [], RECORDS_PER_TURN, (record) => clients.add(record))
-    return { clients: clients.busiest(limit), total: clients.size }
-  }
-
-  async history(route: string) {
-    await this.#planned.promise
-    if (!this.#plan.routes.some(({ name }) => name === route)) return null
-    await this.#observation?.rates.refresh()
-    return this.#observation?.rates.history(route) ?? []
-  }
-
-  async explain(client: string, listener: string, serverName: string | null) {
-    await this.#planned.promise
-    const { usable, reason } = this.#kernel
-    return explainNow(client, listener, serverName, {
-      plan: this.#plan,
-      facts: { ...this.#facts, down: this.#health.down() },
-      kernel: usable?.ruleset.state ?? null,
-      kernelReason: reason,
-      problems: Object.fromEntries(this.#applied.problems),
-      table: this.#config.kernel?.table ?? 'sluice',
-      connections: () => this.connections(),
-    })
-  }
-
-  async close(id: string): Promise<boolean> {
-    if (this.#kernel.plane?.close(id, 'killed')) return true
-    if (!this.table.get(id)) return false
-    this.#command({ type: 'close', id, reason: 'killed' })
-    return true
-  }
-
-  reload(confirm?: unknown) {
-    return this.#reloads.reload(confirm)
-  }
-
-  confirm() {
-    return this.#reloads.confirm()
-  }
-
-  async preview(config: unknown) {
-    await this.#planned.promise
-    return this.#reloads.preview(config)
-  }
-
-  setRoutes(routes: unknown) {
-    return this.#reloads.setRoutes(routes)
-  }
-
-  setRoute(name: string, route: unknown) {
-    return this.#reloads.setRoute(name, route)
-  }
-
-  removeRoute(name: string) {
-    return this.#reloads.removeRoute(name)
-  }
-
-  setConfig(config: Config) {
-    return this.#reloads.setConfig(config)
-  }
-
   // ---- end ----
 
   /** Starts the program anew, of which there may be another version now, and hands over to it. Resolves when it is ready to go on
@@ -865,7 +708,7 @@ export class Control implements Gateway {
     this.#health.stop()
     this.#cutting.stop()
     this.#operatorDrains?.stop()
-    this.#reloads.stop()
+    this.reloads.stop()
   }
 
   /** Drains for graceMs (default timeouts.grace), then cuts what is left; the rules go or stay (default kernel.onStop). */

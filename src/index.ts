@@ -32,13 +32,13 @@ export async function start(config: Config): Promise<RunningGateway> {
   }
   const others = (name: string) => control.configured.filter((route) => route.name !== name)
   return {
-    setRoutes: (routes) => inTurn(() => control.setRoutes(routes)),
-    addRoute: (route) => inTurn(() => control.setRoutes([...others(route.name), route])),
-    removeRoute: (name) => inTurn(() => control.setRoutes(others(name))),
+    setRoutes: (routes) => inTurn(() => control.reloads.setRoutes(routes)),
+    addRoute: (route) => inTurn(() => control.reloads.setRoutes([...others(route.name), route])),
+    removeRoute: (name) => inTurn(() => control.reloads.setRoutes(others(name))),
     reload: (next) =>
       inTurn(async () => {
         const result = check(next)
-        return result.ok ? control.setConfig(result.config) : result
+        return result.ok ? control.reloads.setConfig(result.config) : result
       }),
     stop: () => control.stop(),
   }

@@ -49,7 +49,7 @@ const checked = check({
 if (!checked.ok) throw new Error(JSON.stringify(checked.problems))
 
 const ready = async (control: Control) => {
-  while (!(await control.routes()).every((route) => route.state === 'active')) await Bun.sleep(5)
+  while (!(await control.api.routes()).every((route) => route.state === 'active')) await Bun.sleep(5)
 }
 const ask = (path: string, method = 'GET') =>
   fetch(`http://sluice${path}`, { unix: socket, method } as RequestInit).then((answer) => answer.text())
@@ -65,26 +65,26 @@ try {
   const control = new Control(checked.config)
   await measure('started, adopted', async () => {
     await control.start()
-    while ((await control.status()).connections.kernel < COUNT) await Bun.sleep(1)
+    while ((await control.api.status()).connections.kernel < COUNT) await Bun.sleep(1)
   })
   await ready(control)
   console.log(
     `resident memory: ${(process.memoryUsage().rss / 2 ** 20).toFixed(0)} MiB; run it with another COUNT to compare`,
   )
-  await measure('routes', () => control.routes())
-  await measure('targets', () => control.targets())
-  const listed = await measure('connections', () => control.connections())
+  await measure('routes', () => control.api.routes())
+  await measure('targets', () => control.api.targets())
+  const listed = await measure('connections', () => control.api.connections())
   if (listed.length !== COUNT) throw new Error(`${listed.length} are listed`)
   const text = await measure('GET /v1/connections', () => ask('/v1/connections'))
   console.log(`${(text.length / 2 ** 20).toFixed(0)} MiB of JSON`)
   await measure('one closed', () => ask(`/v1/connections/${listed[COUNT >> 1]!.id}`, 'DELETE'))
   await measure('conntrack -F, every record closed', async () => {
     await run('conntrack', '-F')
-    while ((await control.status()).connections.kernel > 0) await Bun.sleep(1)
+    while ((await control.api.status()).connections.kernel > 0) await Bun.sleep(1)
   })
   await run(program('flows'), String(COUNT), MARK)
   await measure('seen again', async () => {
-    while ((await control.connections()).length < COUNT) await Bun.sleep(1)
+    while ((await control.api.connections()).length < COUNT) await Bun.sleep(1)
   })
   await measure('stopped, all closed', () => control.stop(0))
 } finally {

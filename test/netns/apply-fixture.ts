@@ -29,7 +29,7 @@ const control = new Control(config(1))
 await control.start()
 const active = async (wanted: number) => {
   for (;;) {
-    const routes = await control.routes()
+    const routes = await control.api.routes()
     if (routes.length === wanted && routes.every((route) => route.state === 'active' && route.carrier === 'kernel'))
       return
     await Bun.sleep(1)
@@ -40,13 +40,13 @@ await active(1)
 /** Carries `act` out and waits for its end in the kernel; what the loop felt of it. */
 async function measure(act: () => Promise<unknown>, wanted: number) {
   const delay = monitorEventLoopDelay({ resolution: 1 })
-  const transactions = (await control.status()).kernel.transactions
+  const transactions = (await control.api.status()).kernel.transactions
   delay.enable()
   let turns = 0
   const turn = setInterval(() => turns++, 1)
   const started = performance.now()
   await act()
-  while (!((await control.status()).kernel.transactions > transactions)) await Bun.sleep(1)
+  while (!((await control.api.status()).kernel.transactions > transactions)) await Bun.sleep(1)
   const ms = performance.now() - started
   delay.disable()
   clearInterval(turn)
@@ -55,9 +55,9 @@ async function measure(act: () => Promise<unknown>, wanted: number) {
 }
 
 const wanted = config(count)
-const applied = await measure(() => control.setConfig(wanted), count)
+const applied = await measure(() => control.reloads.setConfig(wanted), count)
 const fewer = config(1)
-const removed = await measure(() => control.setConfig(fewer), 1)
-console.log(JSON.stringify({ applied, removed, elements: (await control.status()).kernel.elements }))
+const removed = await measure(() => control.reloads.setConfig(fewer), 1)
+console.log(JSON.stringify({ applied, removed, elements: (await control.api.status()).kernel.elements }))
 await control.stop(0)
 process.exit(0)
