@@ -194,7 +194,6 @@ export class ManagedCertificate {
     if (!held || !isExpiring(this.#known(), this.options.now())) return
     this.#toldExpiring = true
     const { lastError, nextAttemptAt } = this.#attempts
-    this.options.log('warn', `The certificate of ${this.name} ends at ${held.notAfter}`, { name: this.name, lastError })
     this.#tell({
       what: 'expiring',
       notAfter: held.notAfter,
@@ -271,9 +270,7 @@ export class ManagedCertificate {
       this.#attemptsUnsaved = false
       this.#take(issued)
       this.#unsaved = true
-      const { notAfter } = issued
-      this.options.log('info', `Got a certificate for ${this.name}`, { name: this.name, notAfter })
-      this.#tell({ what: before === undefined ? 'issued' : 'renewed', notAfter })
+      this.#tell({ what: before === undefined ? 'issued' : 'renewed', notAfter: issued.notAfter })
       this.#answerHeld()
     } catch (cause) {
       this.#ended.signal.throwIfAborted()
@@ -285,13 +282,12 @@ export class ManagedCertificate {
   }
 
   async #fail(cause: unknown): Promise<void> {
-    const { now, random, log } = this.options
+    const { now, random } = this.options
     const error = presentable((cause as Error).message)
     const failures = this.#attempts.failures + 1
     const retryAfterMs = cause instanceof AcmeError ? cause.retryAfterMs : undefined
     const nextAttemptAt = iso(now() + retryDelay(failures, random(), retryAfterMs))
     this.#attempts = { failures, lastError: error, nextAttemptAt }
-    log('warn', `Cannot get a certificate for ${this.name}: ${error}`, { name: this.name, failures, nextAttemptAt })
     this.#tell({ what: 'failed', error, nextAttemptAt, ...(this.#held ? { notAfter: this.#held.notAfter } : {}) })
     this.#answer(({ reject }) => reject(cause))
     this.#attemptsUnsaved = true
