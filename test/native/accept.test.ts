@@ -385,6 +385,7 @@ describe('a target is dialled', () => {
     await target.ended
     expect(target.digest()).toBe(hashOf(hello))
     await until(async () => (await hole.syns()) === 0)
+    await relay.event({ id }, HALF_CLOSED)
     expect(kinds({ id })).toEqual([ACCEPTED, CONNECTED, HALF_CLOSED])
   })
 
