@@ -63,6 +63,8 @@ export interface Adoption {
   sinceMs: number
   /** Records that were written of flows that ended around then or later, when they can be read: id and when it closed. */
   written: ReadonlyMap<string, number> | null
+  /** Of flows that began later than this all events are heard: they are told by those. */
+  heardMs: number
 }
 
 /** One live flow, for deciding whether its time is up; by the clock that is never set. */
@@ -291,7 +293,8 @@ export class FlowTable {
   }
 
   #dumpedEnded(bytes: Uint8Array, view: DataView, at: number, reason: CloseReason, ended: number) {
-    if (!this.#adoption) {
+    // Of what began since we listen the list may be ahead of the news, which would tell it once more.
+    if (!this.#adoption || startMs(view, at) > this.#adoption.heardMs + CLOCK_MS) {
       if (this.#isUntold(bytes, view, at)) this.#tellWhole(bytes, view, at, reason, ended)
       return
     }

@@ -20,19 +20,13 @@ function endedBytes({ startedMs, leastTimeoutS }: Ended): Uint8Array {
 }
 
 export class ConntrackReader {
+  #fd: number | undefined
   #socket: Bun.Socket | undefined
   #dumps = new Map<number, { resolve(): void; reject(error: Error): void; timer: ReturnType<typeof setTimeout> }>()
   #nextRequest = 1
 
-  /** @param onMessage several native records; the bytes are its own. @param onEnd the reader ended although nobody stopped it. */
-  static async start(options: {
-    base: number
-    mask: number
-    table: string
-    receiveBuffer?: number
-    onMessage(message: Uint8Array): void
-    onEnd(): void
-  }): Promise<ConntrackReader> {
+  /** Nothing that happens from now on is missed. It waits, natively and then in the kernel, until `listen`. */
+  static start(options: { base: number; mask: number; table: string; receiveBuffer?: number }): ConntrackReader {
     const reader = new ConntrackReader()
     const pair = new Int32Array(2)
     const made = native().sluice_socketpair(SOCK_SEQPACKET, ptr(pair))
@@ -54,17 +48,24 @@ export class ConntrackReader {
           : `Cannot listen to conntrack: error ${-started}`,
       )
     }
-    reader.#socket = await Bun.connect({
-      fd: pair[0]!,
+    reader.#fd = pair[0]!
+    return reader
+  }
+
+  /** @param onMessage several native records; the bytes are its own. @param onEnd the reader ended although nobody stopped it. */
+  async listen(onMessage: (message: Uint8Array) => void, onEnd: () => void): Promise<void> {
+    const fd = this.#fd
+    this.#fd = undefined
+    this.#socket = await Bun.connect({
+      fd,
       socket: {
-        data: (_socket: unknown, message: Uint8Array) => options.onMessage(message),
+        data: (_socket: unknown, message: Uint8Array) => onMessage(message),
         close: () => {
-          if (reader.#socket) options.onEnd()
+          if (this.#socket) onEnd()
         },
         error: () => {},
       },
     } as unknown as Bun.UnixSocketOptions<undefined>)
-    return reader
   }
 
   /** Asks for a dump; its records come through onMessage, and it resolves when `dumped` was told of its end. */
@@ -106,5 +107,7 @@ export class ConntrackReader {
     for (const [request] of this.#dumps) this.dumped(request, 125)
     native().sluice_ct_stop()
     socket?.end()
+    if (this.#fd !== undefined) native().sluice_close(this.#fd)
+    this.#fd = undefined
   }
 }

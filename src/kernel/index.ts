@@ -175,9 +175,8 @@ export class KernelPlane {
     written: ReadonlyMap<string, number> | null = null,
   ): Promise<{ numbers: Record<string, number>; numbersInUse: number[]; hadTable: boolean }> {
     this.#started = true
-    if (since !== null) this.#adoption = { sinceMs: since, written }
     try {
-      return await this.#start()
+      return await this.#start(since, written)
     } catch (error) {
       // Another attempt makes everything anew.
       this.#started = false
@@ -187,21 +186,22 @@ export class KernelPlane {
     }
   }
 
-  async #start() {
-    this.#reader = await ConntrackReader.start({
-      base: this.options.base,
-      mask: MARK_MASK,
-      table: this.options.table,
-      receiveBuffer: this.options.receiveBuffer,
-      onMessage: (message) => this.flows.ingest(message),
-      onEnd: () => this.options.log('error', 'The conntrack reader has ended; kernel flows are no longer seen'),
-    })
+  async #start(since: number | null, written: ReadonlyMap<string, number> | null) {
+    const { base, table, receiveBuffer } = this.options
+    const reader = ConntrackReader.start({ base, mask: MARK_MASK, table, receiveBuffer })
+    this.#reader = reader
+    if (since !== null) this.#adoption = { sinceMs: since, written, heardMs: Date.now() }
     const found = await this.ruleset.adopt()
     // Flows of an earlier life are there already: from here on even a deleted table resets none of them.
     if (found) await this.#anchor.ensure()
     const numbers = numbersIn(found)
     this.learn(numbers)
     this.flows.stateTimeoutsS = await readStateTimeouts()
+    // Only now: what was heard meanwhile is of routes that have names.
+    await reader.listen(
+      (message) => this.flows.ingest(message),
+      () => this.options.log('error', 'The conntrack reader has ended; kernel flows are no longer seen'),
+    )
     await this.resync()
     this.#deadlines = watchDeadlines(this.flows, {
       refresh: (slot) => this.#refresh(slot),

@@ -394,7 +394,7 @@ describe('H8: what the kernel carried while nobody listened', () => {
   const T = 1_700_000_000_000
   const adopt = (written: Map<string, number> | null) => {
     const made = setUp()
-    made.table.beginDump({ sinceMs: T, written })
+    made.table.beginDump({ sinceMs: T, written, heardMs: T + 50_000 })
     return made
   }
   /** Ended `ago` seconds before T + 60 s. */
@@ -432,9 +432,20 @@ describe('H8: what the kernel carried while nobody listened', () => {
   test('one that was heard of since we listen has its record already', () => {
     const { table, settled } = setUp()
     table.ingest(nativeFlow('WHOLE', { id: 3 }, { ends: ENDS.FINS, counters, startMs: T + 1000, eventMs: T + 59_500 }))
-    table.beginDump({ sinceMs: T, written: null })
+    table.beginDump({ sinceMs: T, written: null, heardMs: T + 50_000 })
     table.ingest(entries)
     expect(settled.map((record) => record.id.split('-')[0])).toEqual(['k3', 'k2'])
+  })
+
+  test('one that began since we listen is told by its events, of which the list may be ahead', () => {
+    const { table, settled, dumpEnd } = adopt(null)
+    const counted = { ends: ENDS.FINS, counters, startMs: T + 59_000 }
+    table.ingest(ended(4, 1, T + 59_000))
+    expect(settled).toEqual([])
+    table.ingest(nativeFlow('WHOLE', { id: 4 }, { ...counted, eventMs: T + 59_001 }))
+    dumpEnd()
+    expect(settled.map(({ id }) => id.split('-')[0])).toEqual(['k4'])
+    expect(settled[0]!.id).not.toContain('.')
   })
 
   test('the next dump opens nothing of what ended', () => {
