@@ -185,9 +185,9 @@ function show(routes: RouteView[]) {
   const program = self()
     .map((part) => (part.startsWith(process.cwd()) ? relative(process.cwd(), part) : part))
     .join(' ')
-  say(
-    `\n  ${colour(2, '# the gateway')}\n  ${program} routes --admin ${SOCKET}\n  ${program} connections --admin ${SOCKET}`,
-  )
+  say(`\n  ${colour(2, '# the gateway')}`)
+  for (const command of ['routes', 'connections', 'top', 'certificates', 'explain 10.77.1.2 8443 app.demo.test'])
+    say(`  ${program} ${command} --admin ${SOCKET}`)
   say(`  ip netns exec ${GATEWAY} nft list table inet sluice`)
   say('\nEach closed connection is a line here. Ctrl-C ends the demo and removes everything it made.\n')
 }
