@@ -64,7 +64,17 @@ export class Ca implements AsyncDisposable {
   /** Also again, after it was killed: it is the same CA. */
   async start() {
     const hosts = `mount --bind ${this.#at('hosts')} /etc/hosts && exec "$@"`
-    const caddy = ['caddy', 'run', '--config', this.#at('Caddyfile'), '--adapter', 'caddyfile']
+    // The database of its ACME server is elsewhere than its storage: below the home directory, for one Caddy at a time.
+    const caddy = [
+      'env',
+      `XDG_DATA_HOME=${this.#at('home')}`,
+      'caddy',
+      'run',
+      '--config',
+      this.#at('Caddyfile'),
+      '--adapter',
+      'caddyfile',
+    ]
     const log = Bun.file(this.#at('output'))
     this.#process = this.lab.client.spawn(['unshare', '--mount', 'sh', '-c', hosts, 'sh', ...caddy], {
       stdin: 'ignore',

@@ -159,7 +159,8 @@ describe('F3, F7: ten names at once, one of which fails', () => {
       await using _child = await startCa(
         place,
         ['caddy', 'run', '--config', config, '--adapter', 'caddyfile'],
-        {},
+        // The database of its ACME server is elsewhere than its storage: below the home directory, for one Caddy at a time.
+        { XDG_DATA_HOME: place.path },
         ready,
       )
       const ca = await root()
