@@ -35,7 +35,7 @@ run: ## run the gateway: a demonstration, or your own with CONFIG=path (root)
 test: node_modules/.ready ## run all tests; ONLY=text runs the files whose path contains it
 	@exec $(BUN) src/provision/test.ts $(ONLY)
 
-test-vm: build/packages/vm build/libsluice.so ## run the kernel tests on Debian's own kernel, emulated; ONLY=text as above, MINUTES=60
+test-vm: build/packages/vm build/libsluice.so build/sluice ## run the kernel tests on Debian's own kernel, emulated, and the service under its systemd; ONLY=text as above, or systemd; MINUTES=90
 	@exec $(BUN) src/provision/vm.ts $(if $(MINUTES),--minutes $(MINUTES)) $(ONLY)
 
 check: node_modules/.ready ## check format, types and architecture

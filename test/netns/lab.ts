@@ -278,14 +278,15 @@ export class Lab implements AsyncDisposable {
     return [this.client, this.gateway, this.backend]
   }
 
-  static async create(): Promise<Lab> {
+  /** @param machine the gateway is the machine itself, which is thrown away afterwards: such a lab is not disposed of. */
+  static async create(machine = false): Promise<Lab> {
     refuseOutside()
     // Several test processes may share one /run, and one process may build several labs.
     const id = `${process.pid}-${++labs}`
     const [client, gateway, backend] = [`client-${id}`, `gateway-${id}`, `backend-${id}`] as const
     const names = [client, gateway, backend]
     try {
-      await ip(names.map((name) => `netns add ${name}`))
+      await ip(names.map((name) => (machine && name === gateway ? `netns attach ${name} 1` : `netns add ${name}`)))
       const lab = new Lab(
         new Namespace(client, '10.99.1.2', 'fd00:99:1::2'),
         new Gateway(gateway, '10.99.1.1', 'fd00:99:1::1'),
