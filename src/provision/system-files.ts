@@ -61,7 +61,7 @@ Documentation=man:sluice(8)
 # Routes may name local addresses; other firewalls load their rules first, so that what stands in the way is seen at the start.
 Wants=network-online.target
 After=network-online.target nss-lookup.target nftables.service
-# What a start needs may come late (an address, a certificate): it is tried again and again, not five times and never more.
+# What a start needs may come late (an address, a store, a file): it is tried again and again, not five times and never more.
 StartLimitIntervalSec=0
 
 [Service]
@@ -70,18 +70,20 @@ Type=notify
 Environment=SLUICE_UNIT=%n
 NotifyAccess=main
 ExecStart=${program} run --config ${config}
+# So that "systemctl reload" fails, and says why, where the configuration would be refused.
+ExecReload=${program} run --config ${config} --check
 ExecReload=/bin/kill -HUP $MAINPID
 # It hears from control, four times as often, as long as control and the worker answer.
 WatchdogSec=30
 Restart=on-failure
 RestartSec=1
-# A configuration that is refused gets no better by itself.
-RestartPreventExitStatus=2
 TimeoutStartSec=120
 # At least timeouts.grace of the configuration.
 TimeoutStopSec=300
 # Control stops its workers itself, when their connections have finished.
 KillMode=mixed
+# When the kernel kills a worker for its memory, control starts the next one: no reason to stop all, and with it what the kernel carries.
+OOMPolicy=continue
 # Listening sockets outlive a restart here.
 FileDescriptorStoreMax=4096
 LimitNOFILE=1048576
