@@ -73,7 +73,7 @@ function checkWithEngine({ cert, key }: Pair, from: CertificateFiles) {
   }
 }
 
-const textOf = (certificates: X509Certificate[]) =>
+export const textOf = (certificates: X509Certificate[]) =>
   certificates.map((certificate) => certificate.toString().trim() + '\n').join('')
 
 function parseCertificates(text: string, path: string): X509Certificate[] {
@@ -129,7 +129,7 @@ function matches(certificate: X509Certificate, key: KeyObject): boolean {
 
 /** The leaf, then whoever issued it, and so on. Order in the file does not matter, doubles and strangers are left out;
  * cross-signed variants of one issuer are all kept, since each may be the one a client knows. */
-function chain(leaf: X509Certificate, certificates: X509Certificate[]): X509Certificate[] {
+export function chain(leaf: X509Certificate, certificates: X509Certificate[]): X509Certificate[] {
   const ordered = [leaf]
   for (const child of ordered) {
     for (const parent of certificates) {

@@ -3,6 +3,7 @@ import { describe, expect, test } from 'bun:test'
 import { parseRetryAfter, retryDelay } from '../../src/certificates/acme/backoff.ts'
 import { presentable, problemOf } from '../../src/certificates/acme/problem.ts'
 import { expiringTime, nextLook, renewalId, renewalTime, renewalWindow } from '../../src/certificates/acme/renewal.ts'
+import { isDue, nextStep, type Known } from '../../src/certificates/acme/schedule.ts'
 import * as x509 from '../../src/certificates/x509.ts'
 
 const MINUTE = 60_000
@@ -126,4 +127,23 @@ describe('what a CA says of an error', () => {
     for (const data of [undefined, null, 'text', 5, [], {}, { detail: 7, type: {} }])
       expect(problemOf(data)).toBeUndefined()
   })
+})
+
+test('F7, F9: a clock that is set is noticed within the hour, and nobody waits for what a clock that was ahead has written', () => {
+  const now = Date.UTC(2026, 0, 1)
+  const iso = (time: number) => new Date(time).toISOString()
+  const known = (more: Partial<Known>): Known => ({
+    ...{ held: undefined, attempts: { failures: 0 }, window: undefined, lookAt: Infinity },
+    ...{ told: false, storeFailed: false, renewBeforeDays: 30 },
+    ...more,
+  })
+  const held = {
+    ...{ cert: '', key: '', jitter: 0 },
+    ...{ issuedAt: iso(now), notBefore: iso(now), notAfter: iso(now + 90 * DAY) },
+  }
+  // As one without a battery begins.
+  expect(isDue(known({ held }), 0)).toBe(false)
+  expect(nextStep(known({ held }), 0)).toBe(HOUR)
+  const waits = (ms: number) => known({ attempts: { failures: 3, nextAttemptAt: iso(now + ms) } })
+  expect([DAY, 7 * DAY, 8 * DAY, 4 * 365 * DAY].map((ms) => isDue(waits(ms), now))).toEqual([false, false, true, true])
 })

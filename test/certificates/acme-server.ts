@@ -24,6 +24,8 @@ export interface Script {
   tls?: { cert: string; key: string }
   /** Of its certificates, in place of the name that was asked for. */
   wrongName?: string
+  /** PEM: a certificate that has nothing to do with the chain that it stands in. */
+  stranger?: string
 }
 
 export interface Problem {
@@ -235,7 +237,7 @@ export class AcmeServer implements Disposable {
         await x509.AuthorityKeyIdentifierExtension.create(keys.publicKey),
       ],
     })
-    return `${leaf.toString('pem')}\n${cert.toString('pem')}\n`
+    return `${leaf.toString('pem')}\n${this.script.stranger ?? ''}${cert.toString('pem')}\n`
   }
 
   #nonce(): string {

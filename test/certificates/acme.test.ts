@@ -222,13 +222,19 @@ describe('F7: one name delays no other', () => {
       instead: (asked) =>
         asked === 'POST /order' ? problem(429, 'rateLimited', 'too many', { 'retry-after': '7200' }) : undefined,
     })
-    const { acme, timers } = gateway(ca, new MemoryStore())
+    const { acme, timers, wake } = gateway(ca, new MemoryStore())
     acme.follow(['a.test'])
     await failed(acme, 'a.test')
     await until('it waits', () => timers.size)
-    expect(acme.status('a.test').lastError).toContain('too many (rateLimited)')
-    expect([...timers.values()][0]! / 60_000).toBeCloseTo(120, 0)
+    const { lastError, nextAttemptAt } = acme.status('a.test')
+    expect(lastError).toContain('too many (rateLimited)')
+    expect((Date.parse(nextAttemptAt!) - Date.now()) / 60_000).toBeCloseTo(120, 0)
+    // Only to look at the clock.
+    wake([...timers.values()][0])
+    await until('it waits again', () => timers.size)
     expect(ca.count('POST /order')).toBe(1)
+    wake(61 * 60_000)
+    await until('it is asked again', () => ca.count('POST /order') === 2)
   })
 
   test('a CA that does not make up its mind, or does not answer, is given up', async () => {
@@ -328,6 +334,18 @@ describe('F7: one name delays no other', () => {
     acme.follow(['a.test'])
     await failed(acme, 'a.test')
     expect(acme.status('a.test').lastError).toBe('The CA issued a certificate that cannot be used: it is for b.test')
+  })
+
+  test('a chain with a stranger in it is served without', async () => {
+    const stranger = (await signed(['x.test'])).cert
+    const ca = server({ stranger })
+    const { acme } = gateway(ca, new MemoryStore())
+    acme.follow(['a.test'])
+    await valid(acme, 'a.test')
+    const { cert } = acme.get('a.test')!
+    const [leaf, issuer, ...rest] = cert.match(/-----BEGIN[^]+?-----END CERTIFICATE-----/g)!
+    expect(new X509Certificate(leaf!).checkHost('a.test')).toBe('a.test')
+    expect([issuer, rest]).toEqual([new X509Certificate(await ca.root()).toString().trim(), []])
   })
 
   test('nor what has ended by the clock of this machine', async () => {
@@ -560,6 +578,7 @@ describe('F9: a certificate is renewed', () => {
 
   test('when the CA says so, by its own name for it; and not when the CA says later', async () => {
     const asked = new Set<string>()
+    let questions = 0
     const past = { start: '2020-01-01T00:00:00Z', end: '2020-01-02T00:00:00Z' }
     const later = new Date(Date.now() + 40 * DAY).toISOString()
     const latest = new Date(Date.now() + 41 * DAY).toISOString()
@@ -567,22 +586,26 @@ describe('F9: a certificate is renewed', () => {
     const ca = server({
       renewal(id) {
         asked.add(id)
+        questions++
         return window
       },
     })
     const { acme, wake, timers } = gateway(ca, new MemoryStore())
     acme.follow(['a.test'])
     await valid(acme, 'a.test')
+    await until('the CA was asked', () => questions === 1)
     await until('it waits', () => timers.size)
     wake(2 * DAY)
-    await until('the CA was asked', () => asked.size === 1)
+    await until('the CA was asked again', () => questions === 2)
     await until('it waits', () => timers.size)
     expect(acme.status('a.test').renewAt).toBe(later)
     // As often as it wants to be asked.
-    expect([...timers.values()][0]! / 3_600_000).toBeCloseTo(6, 1)
+    wake(0.24 * DAY)
+    await until('it waits again', () => timers.size)
+    expect([questions, asked.size]).toEqual([2, 1])
     expect(ca.orders).toHaveLength(1)
     window = past
-    wake(0.26 * DAY)
+    wake(0.02 * DAY)
     await until('it is renewed', () => ca.orders.length === 2)
     expect(ca.orders[1]!.replaces).toBe([...asked][0])
     await until('it waits', () => timers.size)

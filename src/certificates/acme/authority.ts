@@ -75,7 +75,7 @@ export class Authority {
   /** One question for all, and one silence: a CA that is away must not keep the orders' places busy for each certificate. */
   #renewalInfoUrl(): Promise<string | undefined> {
     const { settings, now } = this.options
-    if (this.#renewalInfo && this.#renewalInfo.until > now()) return this.#renewalInfo.url
+    if (this.#renewalInfo && isSoon(this.#renewalInfo.until, now(), RENEWAL_LOOK_MS)) return this.#renewalInfo.url
     const url = this.#transport(this.signal)
       .request(settings.directory, 'get')
       .then(({ data }) => (typeof data?.renewalInfo === 'string' ? data.renewalInfo : undefined))
@@ -94,7 +94,7 @@ export class Authority {
   /** All orders share one attempt, and for a while its failure: a hundred names without account are not a hundred attempts. */
   #open(): Promise<Account> {
     const failed = this.#accountError
-    if (failed && failed.until > this.options.now()) return Promise.reject(failed.cause)
+    if (failed && isSoon(failed.until, this.options.now(), ACME_RETRY_MS_MIN)) return Promise.reject(failed.cause)
     return (this.#account ??= openAccount(this.#accountOptions()).catch((cause) => {
       this.#account = undefined
       this.#accountError = { cause, until: this.options.now() + ACME_RETRY_MS_MIN / 2 }
@@ -107,3 +107,6 @@ export class Authority {
     return { settings, store, directoryId: this.id, transport: this.#transport(this.signal), signal: this.signal }
   }
 }
+
+/** Not when the clock was set back meanwhile. */
+const isSoon = (until: number, now: number, withinMs: number) => until > now && until <= now + withinMs

@@ -1,5 +1,5 @@
 // What is to be done for a certificate, and when, from what is known of it. Pure: the clock comes from outside.
-import { STORE_RETRY_MS } from '../../base/limits.ts'
+import { ACME_RETRY_AFTER_MS_MAX, STORE_RETRY_MS } from '../../base/limits.ts'
 import type { CertificateStatus, StoredCertificate } from '../types.ts'
 import type { Attempts } from './records.ts'
 import { expiringTime, renewalTime, type RenewalWindow } from './renewal.ts'
@@ -17,12 +17,13 @@ export interface Known {
   renewBeforeDays: number
 }
 
-const DAY_MS = 86_400_000
+/** Timers do not hear of a clock that is set, as one is that began in 1970. */
+const LOOK_AT_THE_CLOCK_MS = 3_600_000
 /** Between two steps of one name, whatever seems to be due. */
 const STEP_MS_MIN = 1000
 
 export function isDue(known: Known, now: number): boolean {
-  return now >= nextAttempt(known) && (!known.held || now >= renewAt(known, known.held))
+  return now >= nextAttempt(known, now) && (!known.held || now >= renewAt(known, known.held))
 }
 
 /** Its end is near, and nobody was told. */
@@ -32,11 +33,11 @@ export const isExpiring = ({ held, told }: Known, now: number): boolean =>
 /** How long until something may have to be done. */
 export function nextStep(known: Known, now: number): number {
   const { held, storeFailed, lookAt, told } = known
-  const times = [now + DAY_MS]
+  const times = [now + LOOK_AT_THE_CLOCK_MS]
   if (storeFailed) times.push(now + STORE_RETRY_MS)
-  else if (!held) times.push(nextAttempt(known))
+  else if (!held) times.push(nextAttempt(known, now))
   else {
-    times.push(Math.max(renewAt(known, held), nextAttempt(known)), lookAt)
+    times.push(Math.max(renewAt(known, held), nextAttempt(known, now)), lookAt)
     if (!told) times.push(expiringTime(lifetime(held)))
   }
   return Math.max(Math.min(...times) - now, STEP_MS_MIN)
@@ -52,8 +53,11 @@ export function statusOf(known: Known, now: number): CertificateStatus {
   }
 }
 
-const nextAttempt = ({ attempts }: Known): number =>
-  attempts.nextAttemptAt === undefined ? 0 : Date.parse(attempts.nextAttemptAt)
+/** Nobody is made to wait longer than a CA may ask for: what is later was written by a clock that was ahead. */
+function nextAttempt({ attempts: { nextAttemptAt } }: Known, now: number): number {
+  const time = nextAttemptAt === undefined ? 0 : Date.parse(nextAttemptAt)
+  return time > now + ACME_RETRY_AFTER_MS_MAX ? 0 : time
+}
 
 const renewAt = ({ renewBeforeDays, window }: Known, held: StoredCertificate): number =>
   renewalTime(lifetime(held), renewBeforeDays, held.jitter, window)
