@@ -2,7 +2,7 @@
 // room; worker.ts gives it plans and descriptors and hears what became of each connection.
 import type { Socket } from 'bun'
 import { native } from '../base/native.ts'
-import { ACCEPT_LOOK_MS, LISTENER_CLOSES_MS_MAX } from '../base/limits.ts'
+import { ACCEPT_LOOK_MS } from '../base/limits.ts'
 import type {
   CheckResult,
   DialReport,
@@ -24,14 +24,15 @@ import type { End } from './end.ts'
 import { HealthChecks } from './health.ts'
 import { Hold } from './hold.ts'
 import { bound, RelayAcceptor } from './accept.ts'
-import { Listener, looksFor, plainIp, readsBy, type Listening, type Reads } from './listen.ts'
+import { Listener, plainIp, type Listening, type Reads } from './listen.ts'
+import { Listeners, type Problem } from './listeners.ts'
 import { opening } from './opening.ts'
 import { chooseUnread, peek, readProxyHeader } from './peek.ts'
 import { leaveRelay, parts, relayRuns, useRelay } from './relay-thread.ts'
 import { OwnAddresses } from './reach.ts'
 import { Reporter } from './report.ts'
 import { LiveRoute } from './route.ts'
-import { Counters, Everyone, NetworkList } from './security.ts'
+import { Counters, Everyone } from './security.ts'
 import { Sweep } from './sweep.ts'
 import { Timed, Timers } from './timers.ts'
 
@@ -40,7 +41,7 @@ export type Log = (
   message: string,
   fields?: Record<string, unknown>,
 ) => void
-export type Problem = { route: string; message: string }
+export type { Problem } from './listeners.ts'
 type AcceptState = Omit<ToControl & { type: 'accepting' }, 'type'>
 type Sample = (ToControl & { type: 'sampled' })['counts'][number]
 
@@ -62,11 +63,10 @@ export class UserPlane implements Services {
   readonly #relay: boolean
   readonly #idPrefix: string
   readonly #configFile: string | undefined
-  readonly #listeners = new Map<string, Listening>()
-  /** Their descriptors. */
-  #listening = 0
-  /** Stopped, and perhaps with a connection that is not known yet. */
-  readonly #leaving = new Map<Listening, Promise<void>>()
+  readonly #listeners = new Listeners(
+    (planned, reads, fd) => this.#make(planned, reads, fd),
+    () => this.left(),
+  )
   readonly #deadlines = new Set<Drain>()
   readonly #checks: HealthChecks
   readonly #accepting: Accepting
@@ -117,12 +117,12 @@ export class UserPlane implements Services {
       limit: softLimit,
       free: (below, enough) => this.#freeDescriptors(below, enough),
       pause: () => {
-        for (const listener of this.#listeners.values()) listener.pause()
+        this.#listeners.pause()
         this.#logAccepting()
         this.#tellAccepting(out.accepting)
       },
       resume: () => {
-        for (const listener of this.#listeners.values()) listener.resume()
+        this.#listeners.resume()
         this.#logAccepting()
         this.#tellAccepting(out.accepting)
       },
@@ -177,18 +177,12 @@ export class UserPlane implements Services {
     this.#listens = plan.listens
     this.#plan = plan
     for (const [name, { total }] of this.#counters) if (total === 0 && !routes.has(name)) this.#counters.delete(name)
-    this.#listen(plan, descriptors, problems)
-    await this.#closed()
+    problems.push(...this.#listeners.follow(plan, (name) => routes.get(name), descriptors))
+    this.#accepting.look()
+    this.sweep.start()
+    this.#acceptLook ??= setInterval(() => this.#accepting.look(), ACCEPT_LOOK_MS)
+    await this.#listeners.closed()
     return problems
-  }
-
-  /** The ports that were given up are free: somebody may want them back with the next plan. */
-  async #closed() {
-    if (this.#leaving.size === 0) return
-    const { promise: late, resolve } = Promise.withResolvers<void>()
-    const timer = setTimeout(resolve, LISTENER_CLOSES_MS_MAX)
-    await Promise.race([Promise.all(this.#leaving.values()), late])
-    clearTimeout(timer)
   }
 
   /** Routes of the plan anew, without the rest of it. */
@@ -238,49 +232,14 @@ export class UserPlane implements Services {
     return counters
   }
 
-  #listen(plan: WorkerPlan, descriptors: Map<number, number>, problems: Problem[]) {
-    const wanted = new Set(plan.listeners.map((listener) => listener.key))
-    for (const [key, listener] of this.#listeners) if (!wanted.has(key)) this.#unlisten(key, listener)
-    for (const planned of plan.listeners) {
-      const routes = planned.routes.flatMap((name) => this.#routes.get(name) ?? [])
-      const fd = descriptors.get(planned.descriptor)
-      let listener = this.#listeners.get(planned.key)
-      const reads = readsBy(planned, routes)
-      if (fd !== undefined) {
-        descriptors.delete(planned.descriptor)
-        if (listener) this.#unlisten(planned.key, listener)
-        listener = this.#open(planned, reads, fd, problems)
-      } else if (listener && listener.reads !== reads) {
-        const copy = native().sluice_dup(listener.anyDescriptor)
-        this.#unlisten(planned.key, listener)
-        listener = this.#open(planned, reads, copy, problems)
-      }
-      if (!listener) {
-        if (fd === undefined && !planned.optional)
-          for (const route of planned.routes)
-            problems.push({ route, message: `Cannot listen on ${planned.key}: no descriptor came with the plan` })
-        continue
-      }
-      listener.plan = planned
-      listener.routes = routes
-      listener.looksFor = looksFor(planned, routes)
-      listener.trusted = new NetworkList(planned.trusted)
-    }
-    for (const fd of descriptors.values()) native().sluice_close(fd)
-    descriptors.clear()
-    this.#accepting.look()
-    this.sweep.start()
-    this.#acceptLook ??= setInterval(() => this.#accepting.look(), ACCEPT_LOOK_MS)
-  }
-
   #freeDescriptors(below: number, enough: number): number {
-    const [listener] = this.#listeners.values()
+    const { anyDescriptor } = this.#listeners
     // Without one there is nothing to pause.
-    return listener ? native().sluice_descriptors_free(listener.anyDescriptor, below, enough) : enough
+    return anyDescriptor === undefined ? enough : native().sluice_descriptors_free(anyDescriptor, below, enough)
   }
 
   get #otherDescriptors(): number {
-    return this.#listening + this.#checks.running + this.opened
+    return this.#listeners.descriptors + this.#checks.running + this.opened
   }
 
   /** What the relay thread has, or may have, beside the connections that it has nothing to do with. */
@@ -302,31 +261,10 @@ export class UserPlane implements Services {
     tell?.({ paused, limit })
   }
 
-  #open(planned: PlannedListener, reads: Reads, fd: number, problems: Problem[]): Listening | undefined {
-    try {
-      const listener =
-        reads !== 'typescript' && this.relays()
-          ? new RelayAcceptor(planned, this, fd, reads, (...one) => this.#choose(...one))
-          : new Listener(planned, fd, (from, socket) => this.#accept(from, socket))
-      this.#listeners.set(planned.key, listener)
-      this.#listening += listener.descriptors
-      if (this.#accepting.paused) listener.pause()
-      return listener
-    } catch (error) {
-      for (const route of planned.routes)
-        problems.push({ route, message: `Cannot listen on ${planned.key}: ${(error as Error).message}` })
-      return undefined
-    }
-  }
-
-  #unlisten(key: string, listener: Listening) {
-    this.#listeners.delete(key)
-    this.#listening -= listener.descriptors
-    const gone = listener.stop().then(() => {
-      this.#leaving.delete(listener)
-      this.left()
-    })
-    this.#leaving.set(listener, gone)
+  #make(planned: PlannedListener, reads: Reads, fd: number): Listening {
+    return reads !== 'typescript' && this.relays()
+      ? new RelayAcceptor(planned, this, fd, reads, (...one) => this.#choose(...one))
+      : new Listener(planned, fd, (from, socket) => this.#accept(from, socket))
   }
 
   #accept(listener: Listener, socket: Socket<End>) {
@@ -417,7 +355,7 @@ export class UserPlane implements Services {
       return this.#stopped.promise
     }
     this.#stopped = Promise.withResolvers()
-    for (const [key, listener] of this.#listeners) this.#unlisten(key, listener)
+    this.#listeners.stop()
     this.#checks.set([])
     clearInterval(this.#acceptLook)
     this.#cutAfter(graceMs)
@@ -458,7 +396,7 @@ export class UserPlane implements Services {
 
   left() {
     this.#accepting.left()
-    if (!this.#stopped || this.#over || this.table.size > 0 || this.#leaving.size > 0) return
+    if (!this.#stopped || this.#over || this.table.size > 0 || !this.#listeners.areGone) return
     this.#over = true
     for (const drain of this.#deadlines) this.timers.disarm(drain)
     this.#deadlines.clear()
