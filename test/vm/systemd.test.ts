@@ -15,6 +15,7 @@ if (process.env.SLUICE_TEST_MACHINE !== '1')
 const CONFIG = '/etc/sluice/sluice.config.ts'
 const UNIT = '/usr/local/lib/systemd/system/sluice.service'
 const SOCKET = '/run/sluice/admin.sock'
+const ACCESS_LOG = '/var/log/sluice/access.jsonl'
 const DROP_IN = '/etc/systemd/system/sluice.service.d'
 /** Everything is slower at its first time: the program is not in the page cache. */
 const MS_MAX = 60_000 * slowness
@@ -81,7 +82,7 @@ async function nextLife(pid: number) {
 }
 
 function configure(wanted: unknown[]) {
-  const config = { log: { access: '/var/log/sluice/access.jsonl' }, timeouts: { grace: '2s' }, routes: wanted }
+  const config = { log: { access: ACCESS_LOG }, timeouts: { grace: '2s' }, routes: wanted }
   writeFileSync(
     CONFIG,
     `import { defineConfig } from 'sluice'\nexport default defineConfig(${JSON.stringify(config)})\n`,
@@ -211,6 +212,21 @@ test(
       await systemctl('reload', 'sluice')
       await until(async () => (await kept()) === 3, 30_000, 'the socket is given back')
     })
+  },
+  MS_MAX,
+)
+
+test(
+  'issue 7.4: logrotate moves the access log away, and what is closed after that is in the new one',
+  async () => {
+    const before = readFileSync(ACCESS_LOG, 'utf8')
+    expect(before).not.toBe('')
+    await run('logrotate --force --state /run/logrotate.state /etc/logrotate.d/sluice')
+    expect(readFileSync(`${ACCESS_LOG}.1`, 'utf8')).toStartWith(before)
+    await until(() => existsSync(ACCESS_LOG), 10_000, 'a new one is opened')
+    await visit(lab.client, host, 8401)
+    await until(() => readFileSync(ACCESS_LOG, 'utf8').includes('"route":"user"'), 10_000, 'its line is there')
+    await until(async () => (await show('ActiveState')) === 'active', 10_000, 'it has reloaded')
   },
   MS_MAX,
 )
