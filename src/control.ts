@@ -3,7 +3,7 @@
 import { mkdir } from 'node:fs/promises'
 import { isAbsolute, join, resolve } from 'node:path'
 import { DEFAULT_STATE_DIR, VERSION } from './base/about.ts'
-import { HANDOVER_DRAIN_MS_MAX, HANDOVER_SAMPLE_MS, LEFT_BEHIND_MS_MAX } from './base/limits.ts'
+import { HANDOVER_DRAIN_MS_MAX, HANDOVER_SAMPLE_MS, LEFT_BEHIND_MS_MAX, PROVIDERS_AHEAD_MS } from './base/limits.ts'
 import { native } from './base/native.ts'
 import { turn } from './base/turns.ts'
 import { parseDuration, TIMER_MS_MAX } from './base/units.ts'
@@ -293,6 +293,7 @@ export class Control {
     // What the other one shows may have become unreadable since it read it: then it had better stay.
     const specs = certificateSpecs(this.#config, this.#planFor(this.#config, this.#facts))
     await prepareCertificates(this.#certificates, withFiles(specs))
+    await this.#certificates.askAhead(specs, PROVIDERS_AHEAD_MS)
     await predecessor.release(VERSION)
   }
 

@@ -309,6 +309,9 @@ export const PROVIDER_ANSWER_BYTES_MAX = 1024 * 1024
 /** Calls of certificate modules at once; each is a process. Above: they wait for one that ends. */
 export const PROVIDERS_AT_ONCE_MAX = 4
 
+/** Who takes over from another gateway waits so long for certificate modules, while that one still serves. */
+export const PROVIDERS_AHEAD_MS = 20_000
+
 /** The pause after a failed call of a certificate module; it doubles with each up to the second. */
 export const PROVIDER_PAUSE_MS_MIN = 60_000
 export const PROVIDER_PAUSE_MS_MAX = 3_600_000

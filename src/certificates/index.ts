@@ -141,15 +141,16 @@ export class Certificates {
 
   /** Loads what the routes need before they are carried out. Never throws for a route: one wrong file must not hide the next. */
   async prepare(specs: CertificateSpec[]): Promise<Preparation> {
-    for (const source of this.#prepared.values()) source.stop()
+    const before = this.#prepared
     this.#prepared = new Map()
     const problems: Preparation['problems'] = []
     for (const spec of specs) {
       try {
         for (const [key, make] of this.#sourcesOf(spec)) {
           if (this.#entries.has(key) || this.#prepared.has(key)) continue
-          const source = make()
+          const source = before.get(key) ?? make()
           await source.load()
+          before.delete(key)
           this.#prepared.set(key, source)
         }
       } catch (cause) {
@@ -157,7 +158,24 @@ export class Certificates {
         problems.push({ route: spec.route, message: wordsOf(cause), ...(wrong && { wrong }) })
       }
     }
+    for (const source of before.values()) source.stop()
     return { problems }
+  }
+
+  /** Asks the modules of a configuration that is not followed yet, so that their names can be shown from the first connection on. Resolves
+   *  when all have answered, or their time is over; what is wrong is told when it is followed. */
+  async askAhead(specs: CertificateSpec[], msMax: number): Promise<void> {
+    const asked: Promise<void>[] = []
+    for (const spec of specs.filter(({ certificate }) => typeof certificate === 'object' && 'module' in certificate))
+      for (const [key, make] of sourcesOf(spec, this.#tools)) {
+        if (this.#entries.has(key) || this.#prepared.has(key)) continue
+        const source = make()
+        this.#prepared.set(key, source)
+        asked.push(source.look())
+      }
+    let late: ReturnType<typeof setTimeout> | undefined
+    const over = new Promise<void>((resolve) => (late = setTimeout(resolve, msMax)))
+    await Promise.race([Promise.allSettled(asked), over]).finally(() => clearTimeout(late))
   }
 
   #sourcesOf(spec: CertificateSpec) {

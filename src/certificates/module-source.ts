@@ -62,11 +62,11 @@ export class ModuleSource implements Source {
   }
 
   follow() {
-    void this.#ask().catch(() => {}) // it is the lastError, and told
+    void this.look()
   }
 
   async look() {
-    if (this.hooks.now() >= this.#nextAttempt) this.follow()
+    if (this.hooks.now() >= this.#nextAttempt) await this.#ask().catch(() => {}) // it is the lastError, and told
   }
 
   async renew() {

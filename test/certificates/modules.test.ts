@@ -146,6 +146,23 @@ describe('a module', () => {
     expect(stopped).toContain('slow.test')
   })
 
+  test('F9: asked ahead it is not asked again, and one that hangs is not waited for', async () => {
+    const asked: string[] = []
+    await using front = frontDoor(at('state'), {
+      provide: (_module, name) => {
+        asked.push(name)
+        return name === 'slow.test' ? new Promise(() => {}) : ca.issue([name])
+      },
+    })
+    const all = spec('good.test', 'slow.test')
+    await front.certificates.askAhead([all], 50)
+    expect((await front.certificates.prepare([all])).problems).toEqual([])
+    expect(front.certificates.of(all).list.map(({ names }) => names)).toEqual([['good.test']])
+    front.certificates.follow([all])
+    front.certificates.look()
+    expect(asked).toEqual(['good.test', 'slow.test'])
+  })
+
   test('F9: what it gave is shown while it fails', async () => {
     let answer: () => ReturnType<Provide> = () => ca.issue(['a.test'])
     await using front = frontDoor(at('state'), { provide: () => answer() })

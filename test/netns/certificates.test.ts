@@ -2,7 +2,7 @@
 // and the commands that show them. openssl decides what is a good certificate.
 import { expect, test } from 'bun:test'
 import { X509Certificate } from 'node:crypto'
-import { renameSync, writeFileSync } from 'node:fs'
+import { existsSync, renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { CertificateView } from '../../src/certificates/index.ts'
 import { authority, type Pair } from '../user/authority.ts'
@@ -164,3 +164,45 @@ test('F2, issue 6: a bad file takes nothing but its own route away at a start, a
   expect((await gateway.status()) as unknown).toMatchObject({ pid })
   expect(await shown(PORT)).toBe(serialOf(pair.cert))
 }, 30_000)
+
+test('F9: who takes over has asked the modules before: no handshake fails, however long they take', async () => {
+  await using lab = await Lab.create()
+  const host = lab.gateway.clientSide4
+  const ca = await authority('lab')
+  const to = [{ host: lab.backend.address4, port: echoBackend(lab.backend).port }]
+  await using gateway = await Gateway.start(lab, [])
+  const at = (name: string) => join(gateway.directory, name)
+  const own = await ca.issue(['slow.test'])
+  writeFileSync(at('slow.ts'), `export default async () => (await Bun.sleep(1000), ${JSON.stringify(own)})`)
+  writeFileSync(at('ca.crt'), ca.ca)
+  const tls = { mode: 'terminate', certificate: { module: at('slow.ts') } }
+  gateway.write([forward('slow', PORT, to, { tls }, { match: { domains: 'slow.test' } })])
+  expect(await gateway.reload()).toMatchObject({ status: 200 })
+  const shake = async () => {
+    const words = ['-connect', `${host}:${PORT}`, '-servername', 'slow.test', '-CAfile', at('ca.crt')]
+    return (await lab.client.run(['openssl', 's_client', ...words, '-no_ign_eof'])).stdout.includes('Verification: OK')
+  }
+  await until(shake, 10_000, 'the module has answered')
+  const seen: boolean[] = []
+  let coming = true
+  const clients = (async () => {
+    while (coming) seen.push(await shake())
+  })()
+  const { pid } = await gateway.ask<{ pid: number }>('/v1/upgrade', 'POST')
+  try {
+    await until(
+      async () => ((await gateway.status()) as unknown as { pid: number }).pid === pid,
+      20_000,
+      'it took over',
+    )
+    const before = seen.length
+    await until(() => seen.length > before + 5, 10_000, 'handshakes go on')
+  } finally {
+    coming = false
+    await clients
+    // It is no child of the test.
+    await gateway.ask('/v1/stop', 'POST')
+  }
+  await until(() => !existsSync(`/proc/${pid}/exe`), 20_000, 'it has stopped')
+  expect(seen.every((good) => good)).toBe(true)
+}, 60_000)
