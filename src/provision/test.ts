@@ -22,9 +22,12 @@ const INSIDE = [bun, 'test/netns/inside.ts']
 /** Without these a kernel test cannot even begin. */
 const KERNEL_PROGRAMS = ['nft', 'ip', 'unshare', 'setpriv']
 
-let running: ProcessPromise | undefined
+const running = new Set<ProcessPromise>()
 // Ctrl-C reaches the whole group by itself; other signals reach this process only.
-process.on('SIGTERM', () => void running?.kill('SIGTERM').finally(() => process.exit(143)))
+process.on(
+  'SIGTERM',
+  () => void Promise.all([...running].map((one) => one.kill('SIGTERM'))).finally(() => process.exit(143)),
+)
 
 const total: Results = { passed: 0, failed: [], skipped: [] }
 const missing = await provide('test').catch((error: Error) => {
@@ -49,12 +52,8 @@ const noLibrary = await whyNoLibrary()
 const noKernel = files.some(needsKernel) ? await whyNoKernel() : undefined
 const reports = await mkdtemp(join(tmpdir(), 'sluice-test-'))
 try {
-  for (const path of files.toSorted((a, b) => Number(needsKernel(a)) - Number(needsKernel(b)))) {
-    const reason =
-      needsKernel(path) && noKernel ? noKernel : noLibrary && (await needsLibrary(path)) ? noLibrary : undefined
-    if (reason) total.skipped.push({ name: path, reason })
-    else await runFile(path)
-  }
+  // Two lanes: tests of the kernel wait more than they work, and those without it fill the time; no two of a lane run at once.
+  await Promise.all([files.filter(needsKernel), files.filter((path) => !needsKernel(path))].map(runLane))
 } finally {
   await rm(reports, { recursive: true, force: true })
 }
@@ -67,17 +66,32 @@ if (executed === 0) console.log('No test was executed: that is a failure')
 console.log(closingLine(total))
 process.exit(executed > 0 && total.failed.length === 0 ? 0 : 1)
 
+async function runLane(paths: string[]): Promise<void> {
+  for (const path of paths) {
+    const reason =
+      needsKernel(path) && noKernel ? noKernel : noLibrary && (await needsLibrary(path)) ? noLibrary : undefined
+    if (reason) total.skipped.push({ name: path, reason })
+    else await runFile(path)
+  }
+}
+
 async function runFile(path: string): Promise<void> {
   const report = join(reports, `${path.replaceAll('/', '-')}.xml`)
   const limit = `--timeout=${TEST_MS_MAX * slowness}`
   const command = [bun, 'test', limit, `./${path}`, '--reporter=junit', `--reporter-outfile=${report}`]
-  running = $({
-    stdio: ['ignore', 'inherit', 'inherit'],
+  const child = $({
+    stdio: ['ignore', 'pipe', 'pipe'],
+    quiet: true,
     nothrow: true,
     timeout: FILE_MS_MAX * slowness,
     timeoutSignal: 'SIGKILL',
   })`${needsKernel(path) ? [...INSIDE, ...command] : command}`
-  const { exitCode, signal } = await running
+  running.add(child)
+  const output = await child
+  running.delete(child)
+  const { exitCode, signal } = output
+  // In one piece: the other lane prints as well.
+  process.stdout.write(output.stdall)
   const xml = await Bun.file(report)
     .text()
     .catch(() => '')
