@@ -362,10 +362,7 @@ export class Control {
           table.ingest({ ...NOTHING, refused: [{ route, reason, count, observed: !enforced }] }),
         established: (route, _target, latencyMs, clock) => this.#observation?.established(route, latencyMs, clock),
       },
-      earlier: async () => {
-        const since = this.#observation?.since ?? null
-        return [since, since === null ? null : await this.#accessLog?.writtenSince(since)]
-      },
+      earlier: async () => [this.#observation?.since ?? null, await this.#observation?.written()],
       ready: (found) => {
         table.adopted()
         // What the table says counts: the numbers that were given out until now were of no consequence.

@@ -15,7 +15,6 @@ import {
   eventMs,
   FLOW,
   FLOW_BYTES,
-  idOf,
   IPPROTO_TCP,
   keyOf,
   numberOf,
@@ -36,6 +35,8 @@ import type { Carried } from './totals.ts'
 
 /** Between the kernel's own times of one flow. */
 const CLOCK_MS = 10
+/** A listed entry tells when its flow ended to the second below. Twice that, for what is under way as well. */
+const ENDED_MS = 2000
 
 /** What a batch did. */
 export interface FlowListener {
@@ -57,12 +58,14 @@ export interface FlowListener {
   nftChanged(pid: number): void
 }
 
+export type Written = ReadonlyMap<number, number>
+
 /** What the first dump of a life has to know of the life before. */
 export interface Adoption {
   /** Flows that ended later than this have not been counted. */
   sinceMs: number
-  /** Records that were written of flows that ended around then or later, when they can be read: id and when it closed. */
-  written: ReadonlyMap<string, number> | null
+  /** The flows that ended around then, or later, and have their record, when that is known: key and when it closed. */
+  written: Written | null
   /** Of flows that began later than this all events are heard: they are told by those. */
   heardMs: number
 }
@@ -301,16 +304,23 @@ export class FlowTable {
     // Heard of since we listen.
     if (this.#recent.has(keyOf(bytes, view, at))) return
     const { sinceMs, written } = this.#adoption
-    const closed = written?.get(idOf(bytes, view, at))
-    // What was written knows the time exactly; the entry tells it to the second below.
+    const closed = written?.get(keyOf(bytes, view, at))
+    // What was written knows the time exactly.
     if (closed !== undefined && closed >= Math.floor(openedMs(view, at))) {
       if (closed > sinceMs) this.#tellWhole(bytes, view, at, reason, closed, true)
-    } else if (ended > (written ? sinceMs - 1000 : sinceMs)) this.#tellWhole(bytes, view, at, reason, ended)
+      return
+    }
+    // Nobody has told it: it ended after the cut, and its record says so to a life that may come before totals are stored again.
+    if (ended > (written ? sinceMs - ENDED_MS : sinceMs))
+      this.#tellWhole(bytes, view, at, reason, Math.max(ended, sinceMs + 1))
   }
 
   #dumpEnd(request: number, error: number) {
     this.#endedDuringDump = null
     this.#dumpIsWhole = error === 0
+    // A life can be short: the next one is not to tell them either.
+    for (const key of this.#adoption?.written?.keys() ?? []) this.#recent.add(key, this.#wallMs)
+    this.#adoption = null
     if (error === 0 && this.#loss.inDump) this.#loss.open = false
     this.listener.dumped(request, error)
   }
@@ -347,6 +357,11 @@ export class FlowTable {
   }
 
   // ---- looking ----
+
+  /** Keys of the flows that were settled in the last seconds, in this life or the one before: the next is not to tell them. */
+  settledLately(): number[] {
+    return this.#recent.keys()
+  }
 
   *records(): Generator<ConnectionRecord> {
     for (const slot of this.#slots) yield this.record(slot)

@@ -144,6 +144,12 @@ export const keyOf = (bytes: Uint8Array, view: DataView, at: number): number =>
 export const idOf = (bytes: Uint8Array, view: DataView, at: number, again = 0) =>
   `k${view.getUint32(at + AT.id, true).toString(36)}-${tupleHash(bytes, at).toString(36)}${again > 0 ? `.${again.toString(36)}` : ''}`
 
+/** The same from its id, also of one that came soon after another that was the same; undefined when it is none of a kernel flow. */
+export function keyOfId(id: string): number | undefined {
+  const [ctId, hash] = [ctIdOf(id), parseInt(id.split('-')[1] ?? '', 36)]
+  return ctId === undefined || !Number.isInteger(hash) ? undefined : ctId * 0x20_0000 + (hash & 0x1f_ffff)
+}
+
 /** CTA_ID of an id; undefined when it is not the id of a kernel flow. */
 export function ctIdOf(id: string): number | undefined {
   const ctId = parseInt(id.slice(1), 36)

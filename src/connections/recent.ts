@@ -5,6 +5,7 @@ import { RECENT_FLOWS_MAX, RECENT_FLOWS_MS } from '../base/limits.ts'
 export interface Recent {
   add(key: number, nowMs: number): void
   has(key: number): boolean
+  keys(): number[]
   /** Everything since then is remembered. */
   readonly sinceMs: number
 }
@@ -22,6 +23,7 @@ export function recentFlows(): Recent {
       newer.add(key)
     },
     has: (key) => newer.has(key) || older.has(key),
+    keys: () => [...new Set([...older, ...newer])],
     get sinceMs() {
       return olderMs
     },

@@ -1,6 +1,7 @@
 // What is kept, told and warned of while the gateway runs: totals on disk, rates, refusals and long connections in the access
 // log, metrics, and the room that the conntrack table has. Control works the same without it.
 import { VERSION } from '../base/about.ts'
+import type { Written } from '../connections/flows.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { ConnectionTable } from '../connections/table.ts'
 import { CapacityWatch, type Capacity, type KernelPlane } from '../kernel/index.ts'
@@ -86,6 +87,14 @@ export class Observation {
     return this.totals.since
   }
 
+  /** The kernel flows whose end it had told around then, or later; null: nobody knows. */
+  async written(): Promise<Written | null> {
+    const { since, told } = this.totals
+    const logged = since === null ? null : ((await this.observed.accessLog?.writtenSince(since)) ?? null)
+    // A life that was killed before it stored any totals has not said what it told, but may have written it.
+    return told && logged ? new Map([...told, ...logged]) : (logged ?? told)
+  }
+
   get capacity(): Capacity | null {
     return this.#capacity.last
   }
@@ -103,7 +112,7 @@ export class Observation {
     this.rates.stop()
     this.#openReports?.stop()
     this.#refusals?.flush()
-    await this.totals.stop(this.observed.kernel()?.leftAtMs)
+    await this.totals.stop(this.observed.kernel()?.left)
   }
 
   /** Of one flow in eight. */

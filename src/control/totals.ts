@@ -1,6 +1,9 @@
 // The totals in a file, so that they go on where they were after a restart or a crash: written every few seconds while they
 // change, and at the end.
+import { RECENT_FLOWS_MAX } from '../base/limits.ts'
+import type { Written } from '../connections/flows.ts'
 import type { ConnectionTable, TotalsSnapshot } from '../connections/table.ts'
+import type { Left } from '../kernel/index.ts'
 import type { Log } from '../observe/log.ts'
 import { object, recall, remember } from './memory.ts'
 
@@ -13,7 +16,7 @@ export class TotalsFile {
   #written = ''
   #writing: Promise<void> | null = null
   #failed = false
-  #untilMs: number | undefined
+  #left: Left | undefined
 
   private constructor(
     private readonly path: string,
@@ -21,6 +24,8 @@ export class TotalsFile {
     private readonly log: Log,
     /** When the totals that were taken over were written; null: there were none. */
     readonly since: number | null,
+    /** Kernel flows whose end was told around then, when the life before came to an orderly end. */
+    public told: Written | null,
   ) {}
 
   /** Call before anything is counted. */
@@ -29,7 +34,8 @@ export class TotalsFile {
     // The clock may have been set back since: no flow of this life has a part in what was stored.
     const snapshot = found && { ...found, at: Math.min(found.at, nowMs) }
     if (snapshot) table.restore(snapshot)
-    return new TotalsFile(path, table, log, snapshot?.at ?? null)
+    const told = snapshot?.told && new Map(snapshot.told.map((key) => [key, snapshot.at]))
+    return new TotalsFile(path, table, log, snapshot?.at ?? null, told ?? null)
   }
 
   start() {
@@ -48,11 +54,14 @@ export class TotalsFile {
   }
 
   async #save() {
-    const { at, routes } = this.table.snapshot(this.#untilMs ?? Date.now())
+    const { at, routes } = this.table.snapshot(this.#left?.atMs ?? Date.now())
     const text = JSON.stringify(routes)
-    if (text === this.#written) return
+    if (text === this.#written && !this.#left) return
+    // The same time as of the totals that were taken over: flows of the life before have not been seen yet.
+    if (at !== this.since) this.told = null
+    const told = this.told ? [...this.told.keys()] : this.#left?.told
     try {
-      await remember(this.path, `{"version":${VERSION},"at":${at},"routes":${text}}\n`)
+      await remember(this.path, `${JSON.stringify({ version: VERSION, at, routes, told })}\n`)
       this.#written = text
       this.#failed = false
     } catch (error) {
@@ -62,9 +71,9 @@ export class TotalsFile {
     }
   }
 
-  /** @param untilMs when the kernel was last heard of; what began after it is not counted here. */
-  async stop(untilMs?: number): Promise<void> {
-    this.#untilMs = untilMs
+  /** @param left how the kernel was left; what began after it is not counted here. */
+  async stop(left?: Left): Promise<void> {
+    this.#left = left
     clearInterval(this.#timer)
     this.#timer = undefined
     await this.save()
@@ -72,11 +81,12 @@ export class TotalsFile {
 }
 
 /** What stands in an account is checked where it is restored; here only that there are accounts. */
-export function parseTotals(found: unknown): TotalsSnapshot {
-  const { version, at, routes } = object(found, 'it')
+export function parseTotals(found: unknown): TotalsSnapshot & { told?: number[] } {
+  const { version, at, routes, told } = object(found, 'it')
   if (version !== VERSION) throw new Error(`version ${String(version)} is not ${VERSION}`)
   if (typeof at !== 'number' || !(at > 0)) throw new Error('"at" is no time')
   for (const [name, route] of Object.entries(object(routes, '"routes"')))
     object(object(route, `route "${name}"`).targets ?? {}, `targets of route "${name}"`)
-  return { at, routes: routes as TotalsSnapshot['routes'] }
+  const keys = Array.isArray(told) && told.length <= 2 * RECENT_FLOWS_MAX ? { told: told.filter(Number.isFinite) } : {}
+  return { at, routes: routes as TotalsSnapshot['routes'], ...keys }
 }

@@ -4,7 +4,7 @@ import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { COUNTING_SHARE, FLOW_CUTS_PER_TURN, NAMES_KEPT_MAX } from '../base/limits.ts'
 import { inTurns } from '../base/turns.ts'
-import { FlowTable, type Adoption } from '../connections/flows.ts'
+import { FlowTable, type Adoption, type Written } from '../connections/flows.ts'
 import { isOver, TCP } from '../connections/native-flow.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { CloseReason } from '../connections/reasons.ts'
@@ -32,6 +32,14 @@ const RESYNC_PAUSE_MS_MAX = 1000
 /** A listing younger than this is fresh enough for another look. */
 const FRESH_MS = 500
 const RECENT_MS = 1000
+const ENDED_S_MORE = 5
+
+/** What the next life has to know. */
+export interface Left {
+  atMs: number
+  /** The flows whose end was told in the last seconds before. */
+  told: number[]
+}
 
 type Log = (level: 'debug' | 'info' | 'warn' | 'error', message: string, fields?: Record<string, unknown>) => void
 
@@ -104,8 +112,8 @@ export class KernelPlane {
   readonly #udp = new WeakMap<KernelState, Listen[]>()
   /** Where the kernel listens for UDP, as of the last state that it has. */
   #released = ''
-  /** When it ceased to hear from the kernel. */
-  leftAtMs: number | undefined
+  /** How it ceased to hear from the kernel. */
+  left: Left | undefined
   /** Times that the kernel dropped events because we were too slow. */
   lost = 0
 
@@ -169,10 +177,10 @@ export class KernelPlane {
 
   /** Takes over what an earlier life left: table and flows read. Resolves to the numbers found there.
    *  @param since when that life's totals were last stored: flows that ended later have their records now.
-   *  @param written those that it had written nevertheless (id, when it closed). */
+   *  @param written those that it had told nevertheless. */
   async start(
     since: number | null = null,
-    written: ReadonlyMap<string, number> | null = null,
+    written: Written | null = null,
   ): Promise<{ numbers: Record<string, number>; numbersInUse: number[]; hadTable: boolean }> {
     this.#started = true
     try {
@@ -186,7 +194,7 @@ export class KernelPlane {
     }
   }
 
-  async #start(since: number | null, written: ReadonlyMap<string, number> | null) {
+  async #start(since: number | null, written: Written | null) {
     const { base, table, receiveBuffer } = this.options
     const reader = ConntrackReader.start({ base, mask: MARK_MASK, table, receiveBuffer })
     this.#reader = reader
@@ -349,8 +357,6 @@ export class KernelPlane {
     }
     await this.#orphans.told()
     await this.ruleset.stop(onStop).catch((error: Error) => this.options.log('warn', error.message))
-    // A list comes behind all news that is on its way.
-    if (onStop === 'keep') await this.resync()
     this.#leave()
     await this.#anchor.stop()
     if (onStop === 'remove')
@@ -360,7 +366,7 @@ export class KernelPlane {
 
   /** Hears no more from the kernel. */
   #leave() {
-    if (this.#reader) this.leftAtMs = Date.now()
+    if (this.#reader) this.left = { atMs: Date.now(), told: this.flows.settledLately() }
     this.#deadlines?.stop()
     this.#deadlines = undefined
     this.refusals.stop()
@@ -381,8 +387,8 @@ const canRefuse = (state: KernelState) =>
 /** Which ended flows a dump should list: at the start those that ended while nobody watched, after a loss those that began in it. */
 function endedWanted(adoption: Adoption | null, flows: FlowTable): Ended | null {
   if (adoption) {
-    // Two seconds more, for seconds that are cut off and for the time until the dump is made.
-    const agoS = (Date.now() - adoption.sinceMs) / 1000 + 2
+    // Some more: ends are told to the second (ENDED_MS in connections/flows.ts), and the dump is made a while from now.
+    const agoS = (Date.now() - adoption.sinceMs) / 1000 + ENDED_S_MORE
     const least = (state: number) => Math.max(0, Math.floor((flows.stateTimeoutsS[state] ?? 0) - agoS))
     return {
       startedMs: 0,

@@ -85,7 +85,7 @@ export class AccessLog implements ConnectionObserver {
   }
 
   /** Kernel flows that have their line already, with when they closed; null when what was written cannot be read. */
-  async writtenSince(sinceMs: number): Promise<Map<string, number> | null> {
+  async writtenSince(sinceMs: number): Promise<Map<number, number> | null> {
     return this.path === null ? null : writtenSince(this.path, sinceMs)
   }
 

@@ -2,16 +2,17 @@
 // were stored last do not count them.
 import { open } from 'node:fs/promises'
 import { WRITTEN_BYTES_MAX } from '../base/limits.ts'
+import { keyOfId } from '../connections/native-flow.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 
 const PIECE_BYTES = 1024 * 1024
 /** Lines are in the order of their ends but for those that were told late: so much before, and nothing of interest comes. */
 const DISORDER_MS = 10_000
 
-/** Ids of the kernel flows that closed at `sinceMs` or later (and some that closed before), with when; none when there is
+/** Keys of the kernel flows that closed at `sinceMs` or later (and some that closed before), with when; none when there is
  *  nothing to read. */
-export async function writtenSince(path: string, sinceMs: number): Promise<Map<string, number>> {
-  const found = new Map<string, number>()
+export async function writtenSince(path: string, sinceMs: number): Promise<Map<number, number>> {
+  const found = new Map<number, number>()
   const file = await open(path, 'r').catch(() => null)
   if (!file) return found
   try {
@@ -32,7 +33,8 @@ export async function writtenSince(path: string, sinceMs: number): Promise<Map<s
         if (!record?.closedAt) continue
         const closedMs = Date.parse(record.closedAt)
         oldestMs = Math.min(oldestMs, closedMs)
-        if (record.carrier === 'kernel') found.set(record.id, Math.max(closedMs, found.get(record.id) ?? 0))
+        const key = record.carrier === 'kernel' ? keyOfId(record.id) : undefined
+        if (key !== undefined) found.set(key, Math.max(closedMs, found.get(key) ?? 0))
       }
       end = from
     }

@@ -2,6 +2,7 @@
 import { describe, expect, test } from 'bun:test'
 import { RECENT_FLOWS_MAX } from '../../src/base/limits.ts'
 import { FlowTable } from '../../src/connections/flows.ts'
+import { keyOf, keyOfId } from '../../src/connections/native-flow.ts'
 import { recentFlows } from '../../src/connections/recent.ts'
 import type { ConnectionRecord } from '../../src/connections/record.ts'
 import { NOTHING_CARRIED, type Carried } from '../../src/connections/totals.ts'
@@ -392,7 +393,7 @@ describe('H8: events that the kernel dropped', () => {
 
 describe('H8: what the kernel carried while nobody listened', () => {
   const T = 1_700_000_000_000
-  const adopt = (written: Map<string, number> | null) => {
+  const adopt = (written: Map<number, number> | null) => {
     const made = setUp()
     made.table.beginDump({ sinceMs: T, written, heardMs: T + 50_000 })
     return made
@@ -419,11 +420,11 @@ describe('H8: what the kernel carried while nobody listened', () => {
     const { table, settled, seen } = adopt(null)
     table.ingest(entries)
     const [two] = settled.map((record) => record.id)
-    const again = adopt(new Map([[two!, T + 400]]))
+    const again = adopt(new Map([[keyOfId(two!)!, T + 400]]))
     again.table.ingest(entries)
     expect([again.settled.length, again.seen.written]).toEqual([2, [two!]])
     expect(again.settled[0]!.closedAt).toBe(new Date(T + 400).toISOString())
-    const before = adopt(new Map([[two!, T - 1]]))
+    const before = adopt(new Map([[keyOfId(two!)!, T - 1]]))
     before.table.ingest(entries)
     expect([before.settled.length, before.seen.written]).toEqual([1, []])
     expect([seen.opened, table.size]).toEqual([2, 0])
@@ -435,6 +436,31 @@ describe('H8: what the kernel carried while nobody listened', () => {
     table.beginDump({ sinceMs: T, written: null, heardMs: T + 50_000 })
     table.ingest(entries)
     expect(settled.map((record) => record.id.split('-')[0])).toEqual(['k3', 'k2'])
+  })
+
+  test('what ended a moment before the cut is told unless the life before has told it', () => {
+    // An entry tells it to the second below: both have ended around T.
+    const around = Buffer.concat([ended(5, 61), ended(6, 61), nativeFlow('DUMP_END', flow)])
+    const first = setUp()
+    first.table.ingest(
+      nativeFlow('WHOLE', { id: 5 }, { ends: ENDS.FINS, counters, startMs: T - 30_000, eventMs: T - 1 }),
+    )
+    const next = adopt(new Map(first.table.settledLately().map((key) => [key, T])))
+    next.table.ingest(around)
+    expect(next.settled.map(({ id }) => id.split('-')[0])).toEqual(['k6'])
+    expect(next.settled[0]!.closedAt).toBe(new Date(T + 1).toISOString())
+    expect(next.seen.written).toEqual([])
+    // Nor is the life after that, however soon it comes.
+    expect(next.table.settledLately()).toHaveLength(2)
+  })
+
+  test('the key of an id is that of the flow, also when its port was used again', () => {
+    const bytes = ended(7, 1)
+    const key = keyOf(bytes, new DataView(bytes.buffer), 0)
+    const { table, settled } = adopt(null)
+    table.ingest(bytes)
+    expect([keyOfId(settled[0]!.id), keyOfId(`${settled[0]!.id}.3`)]).toEqual([key, key])
+    expect([keyOfId('u1-5'), keyOfId('k'), keyOfId('k1')]).toEqual([undefined, undefined, undefined])
   })
 
   test('one that began since we listen is told by its events, of which the list may be ahead', () => {

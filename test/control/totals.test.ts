@@ -109,6 +109,28 @@ test('I8: a damaged file is put aside and said, and the gateway starts from noth
   }
 })
 
+test('H8: the flows that an orderly end has told are kept with its time, until what they left has been seen', async () => {
+  await using place = await directory()
+  const first = await TotalsFile.load(place.file, new ConnectionTable(), log)
+  expect(first.told).toBeNull()
+  await first.stop({ atMs: 1_700_000_000_000, told: [17, 4] })
+  const told = new Map([17, 4].map((key) => [key, 1_700_000_000_000]))
+
+  const table = new ConnectionTable()
+  const second = await TotalsFile.load(place.file, table, log)
+  expect([second.since, second.told]).toEqual([1_700_000_000_000, told])
+  // It ends before it has seen any: the next one takes over the same.
+  await second.stop({ atMs: 1_700_000_001_000, told: [] })
+  const other = new ConnectionTable()
+  const third = await TotalsFile.load(place.file, other, log)
+  expect([third.since, third.told]).toEqual([1_700_000_000_000, told])
+  other.adopted()
+  await third.save()
+  expect(third.told).toBeNull()
+  // Killed after that: it did not come to say what it had told.
+  expect((await TotalsFile.load(place.file, new ConnectionTable(), log)).told).toBeNull()
+})
+
 test('I8: counts that somebody edited into nonsense are no counts; a time in the future is now', async () => {
   await using place = await directory()
   const path = join(place.path, 'totals.json')
