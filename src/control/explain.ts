@@ -1,6 +1,7 @@
 // What "sluice explain" says of a running gateway: the plan's answer, with what the machine and the live connections add to it.
 import { networkInterfaces } from 'node:os'
 import { canonicalIp, parseEnd } from '../base/addresses.ts'
+import { own } from '../base/own.ts'
 import { inTurns } from '../base/turns.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import { foreignForwardFindings, readForwardChains } from '../kernel/index.ts'
@@ -54,8 +55,8 @@ export async function foreignDrops({ table, facts }: Pick<Explained, 'table' | '
 }
 
 function isLimited({ limits, routes }: Plan, name: string | null): boolean {
-  const own = routes.find((route) => route.name === name)?.user.security
-  return [limits, own].some((one) => one && (one.maxConnections !== null || one.maxConnectionsPerIp !== null))
+  const ofRoute = routes.find((route) => route.name === name)?.user.security
+  return [limits, ofRoute].some((one) => one && (one.maxConnections !== null || one.maxConnectionsPerIp !== null))
 }
 
 /** By route, and of all routes: ''. */
@@ -64,7 +65,7 @@ async function counted({ connections }: Explained, client: string): Promise<NonN
   await inTurns(await connections(), RECORDS_PER_TURN, (record) => {
     const isClients = parseEnd(record.client).ip === client
     for (const name of ['', record.route]) {
-      const count = (counts[name] ??= { now: 0, ofClient: 0 })
+      const count = (counts[name] = own(counts, name) ?? { now: 0, ofClient: 0 })
       count.now++
       if (isClients) count.ofClient++
     }

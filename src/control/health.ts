@@ -1,5 +1,6 @@
 // Control's side of the health of targets: which endpoints to watch and to check, what the worker and both planes say of
 // them, and the changes, a few milliseconds of them at a time, so that many are one transaction.
+import { own } from '../base/own.ts'
 import { parseDuration } from '../base/units.ts'
 import type { CheckResult, DialReport, HealthCheck } from '../channel/messages.ts'
 import type { Forward, Health, Route } from '../config/schema.ts'
@@ -118,7 +119,8 @@ export class TargetHealth implements ConnectionObserver {
   /** The endpoints that are down, by route name, as the plan wants it. */
   down(): Record<string, Record<string, true>> {
     const down: Record<string, Record<string, true>> = {}
-    for (const { route, endpoint, up } of this.#states.view()) if (!up) (down[route] ??= {})[endpoint] = true
+    for (const { route, endpoint, up } of this.#states.view())
+      if (!up) (down[route] = own(down, route) ?? {})[endpoint] = true
     return down
   }
 

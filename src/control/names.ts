@@ -1,6 +1,7 @@
 // The addresses of targets that are named: looked up by control, so that a plan has nothing to wait for.
 import { lookup } from 'node:dns/promises'
 import { canonicalIp, parseTarget } from '../base/addresses.ts'
+import { own } from '../base/own.ts'
 import type { Config } from '../config/schema.ts'
 import { configuredRoutes } from '../plan/default.ts'
 
@@ -22,7 +23,7 @@ export async function resolveNames(
   const resolved: Record<string, string[]> = {}
   await Promise.all(
     [...names].map(async (name) => {
-      const addresses = (await addressesOf(name)) ?? before[name]
+      const addresses = (await addressesOf(name)) ?? own(before, name)
       if (addresses) resolved[name] = addresses
     }),
   )

@@ -1,5 +1,6 @@
 // Where a route's connections go, address by address, and what share of new ones each gets now. Pure.
 import { formatEnd, parseTarget } from '../base/addresses.ts'
+import { own } from '../base/own.ts'
 import type { Route } from '../config/schema.ts'
 import type { Endpoint, Facts } from './types.ts'
 
@@ -8,8 +9,8 @@ type Target = Extract<Route['action'], { type: 'forward' }>['targets'][number]
 /** @param onlyPort the port of a route that listens on a single one: keeping the client's port is naming it. */
 export function endpointsOf(route: Route, onlyPort: number | null, facts: Facts): Endpoint[] {
   if (route.action.type !== 'forward') return []
-  const down = facts.down[route.name] ?? {}
-  const shares = (route.action.balance === 'least-connections' && facts.shares[route.name]) || {}
+  const down = own(facts.down, route.name) ?? {}
+  const shares = (route.action.balance === 'least-connections' && own(facts.shares, route.name)) || {}
   return route.action.targets
     .flatMap((target) => addressesOf(target, onlyPort, facts))
     .map((endpoint) => ({
@@ -31,7 +32,7 @@ function addressesOf(target: Target, onlyPort: number | null, facts: Facts): Omi
   }
   const configured = keyOf(host.kind === 'ip' ? host.address : host.name, port)
   if (host.kind === 'ip') return [{ key: configured, target: configured, host, port, name: null, weight }]
-  const addresses = facts.resolved[host.name] ?? []
+  const addresses = own(facts.resolved, host.name) ?? []
   if (addresses.length === 0) return [{ key: configured, target: configured, host, port, name: null, weight }]
   return addresses.map((address) => ({
     key: keyOf(address, port),

@@ -1,4 +1,5 @@
 // What an explanation lists: targets with their shares, those that get none, and the ports nearby. Pure.
+import { own } from '../base/own.ts'
 import type { Asked } from './asked.ts'
 import type { Explanation } from './explanation.ts'
 import type { Facts, Plan, PlannedRoute } from './types.ts'
@@ -28,7 +29,7 @@ export function unusedTargets({ name, endpoints }: PlannedRoute, { down, drained
   return endpoints
     .filter(({ share }) => share === 0)
     .map(({ key, target }) => {
-      const why = drained[key] || drained[target] ? 'drained' : down[name]?.[key] ? 'down' : 'of weight 0'
+      const why = drained[key] || drained[target] ? 'drained' : own(down, name)?.[key] ? 'down' : 'of weight 0'
       return `${key} gets none: it is ${why}`
     })
 }

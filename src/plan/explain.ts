@@ -1,6 +1,7 @@
 // What would become of a connection, and why, step by step: the way that its first packet takes through the kernel's rules, and
 // that its first bytes take through user space. Nothing is tried: it is read from the plan and from what is known now. Pure.
 import { familyOf, formatEnd, ipBytes, isLoopback } from '../base/addresses.ts'
+import { own } from '../base/own.ts'
 import type { Asked } from './asked.ts'
 import { reasonWithout, selectRoute, type FirstBytes } from './choose.ts'
 import { considered, listOf, readyRoutes, type ReadyRoute } from './explain-routes.ts'
@@ -192,7 +193,7 @@ class Explaining {
   #carriedByUs(route: PlannedRoute): Explanation {
     const { user } = route
     const { action } = user
-    const problem = this.now.problems[route.name]
+    const problem = own(this.now.problems, route.name)
     if (problem !== undefined) this.#note('problem', problem)
     if (action.type === 'block') return this.#shut(route, 'blocked')
     if (user.draining) return this.#shut(route, 'draining')
@@ -222,7 +223,7 @@ class Explaining {
   /** null: lists and limits of the route let it in. */
   #admits(route: PlannedRoute, inKernel: boolean): Explanation | null {
     this.#route = route.name
-    const { refusal, notes } = refusalBy(route, ipBytes(this.asked.client), this.now.counts?.[route.name])
+    const { refusal, notes } = refusalBy(route, ipBytes(this.asked.client), own(this.now.counts ?? {}, route.name))
     for (const note of notes) this.#note('lists and limits', note)
     const observed = route.user.security.observe
     if (refusal && observed)

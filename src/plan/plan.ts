@@ -2,6 +2,7 @@
 // input gives the same plan on every machine; what depends on the machine is in `facts`.
 import { familyOf, isLoopback } from '../base/addresses.ts'
 import { TWIN_PORTS_MAX } from '../base/limits.ts'
+import { own } from '../base/own.ts'
 import { parseDuration } from '../base/units.ts'
 import { isDurable, neverKernel } from '../config/needs.ts'
 import type { Config, Route } from '../config/schema.ts'
@@ -202,7 +203,7 @@ function assignNumbers(routes: Route[], facts: Facts): Record<string, number> {
   let next = 1
   for (const number of taken) next = Math.max(next, number + 1)
   for (const { name } of routes) {
-    const known = facts.numbers[name]
+    const known = own(facts.numbers, name)
     if (known !== undefined) {
       numbers[name] = known
       continue

@@ -495,3 +495,16 @@ test('a plan that changes one route leaves the groups of the others the same obj
   expect(two.kernel.groups['0x51000002']).not.toBe(one.kernel.groups['0x51000002']!)
   expect(emptyState().groups).toEqual({})
 })
+
+test('E9: routes and targets may be named like what every object has', () => {
+  const names = ['constructor', 'toString', 'valueOf', 'hasOwnProperty']
+  const routes = names.map((name, i) => forward(name, 7000 + i, { targets: [{ host: name.toLowerCase(), port: 80 }] }))
+  const made = plan({ routes }, facts())
+  expect(made.routes.map(({ number }) => number)).toEqual([1, 2, 3, 4])
+  expect(made.routes.map(({ endpoints }) => endpoints.map(({ key }) => key))).toEqual([
+    ['constructor:80'],
+    ['tostring:80'],
+    ['valueof:80'],
+    ['hasownproperty:80'],
+  ])
+})
