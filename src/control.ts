@@ -107,6 +107,8 @@ export class Control {
   #passOn: ((message: ToControl) => void) | null = null
   /** What was handed to the kernel last is there when it resolves. */
   #inKernel: Promise<void> | undefined
+  /** The port of HTTP-01, where another program had it: once for all names that need it at a moment. */
+  #takingPort: Promise<void> | undefined
   #resolveTimer: ReturnType<typeof setInterval> | undefined
   /** No number up to this one is given to a new route: flows of a route that has gone may carry it still. */
   #highestNumber = 0
@@ -390,10 +392,18 @@ export class Control {
     })
   }
 
-  /** Without HTTP-01 where another program has its port. */
-  #offers(name: string): ChallengeType[] {
-    const answersHttp = this.#plan.listeners.some((one) => one.challenge && this.#listeners.tag(one.key) !== undefined)
-    return challengesFor(this.#config, name).filter((type) => type !== 'http-01' || answersHttp)
+  /** Without HTTP-01 where another program has its port, and has it still. */
+  async #offers(name: string): Promise<ChallengeType[]> {
+    const listens = () =>
+      this.#plan.listeners.some((one) => one.challenge && this.#listeners.tag(one.key) !== undefined)
+    const offered = challengesFor(this.#config, name)
+    if (offered.includes('http-01') && !listens()) {
+      this.#takingPort ??= this.#carryOutAgain()
+        .catch((error: Error) => this.log('error', error.message))
+        .finally(() => (this.#takingPort = undefined))
+      await this.#takingPort
+    }
+    return offered.filter((type) => type !== 'http-01' || listens())
   }
 
   /** Whether what comes to the challenge port is read. Resolves when that is so for the next connection: in the worker, and because
@@ -653,6 +663,11 @@ export class Control {
       if (this.#stopping) throw new GatewayError('Cannot hand over: the gateway is stopping')
       this.log('info', 'Starting the program anew, to hand over to it')
       const successor = await Successor.start(this.#listeners.sockets())
+      if (this.#stopping) {
+        // Nobody hands over to it: it ends.
+        successor.close()
+        throw new GatewayError('Cannot hand over: the gateway is stopping')
+      }
       this.#stopping = this.#handOver(successor).finally(() => this.#done.resolve())
       const { pid, version } = successor
       return { pid, version }

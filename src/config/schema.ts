@@ -64,7 +64,10 @@ const domain = z
   .max(253)
   .refine(isNamePattern, {
     error: 'not a host name or a pattern of one',
-    params: { remedy: 'such as "example.com", "*.example.com", "api-*.example.com", "example.*" or "*"' },
+    params: {
+      remedy:
+        'such as "example.com", "*.example.com", "api-*.example.com", "example.*" or "*"; other letters as "xn--…" has them',
+    },
   })
 const rate = z.string().refine((value) => parseRate(value) !== undefined, {
   error: 'not a rate',

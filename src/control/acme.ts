@@ -21,7 +21,7 @@ export interface AcmeNeeds {
   log: Log
   stateDir: string
   config(): Config
-  offers(name: string): ChallengeType[]
+  offers(name: string): ChallengeType[] | Promise<ChallengeType[]>
   /** Resolves when what comes to the challenge port is read for challenges (true), or goes its usual way again. */
   read(challenging: boolean): Promise<void>
   /** Resolves when the worker answers these and no others; false: it does not. */

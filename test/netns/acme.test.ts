@@ -261,6 +261,36 @@ testWithCaddy(
   120_000,
 )
 
+testWithCaddy(
+  'F5, F6: another program has the challenge port: it is told, and taken as soon as it is free and a name needs it',
+  async () => {
+    await using lab = await Lab.create()
+    const host = lab.gateway.clientSide4
+    await using ca = await Ca.start(lab, { 'a.acme.test': host })
+    const to = [{ host: lab.backend.address4, port: echoBackend(lab.backend).port }]
+    const other = lab.gateway.listen({ data: () => {} }, { port: 80 } as never)
+    await using gateway = await Gateway.start(lab, [automatic('a', 9443, 'a.acme.test', to)], {
+      config: { acme: ca.settings },
+    })
+    const { nextAttempt } = await until(
+      async () => {
+        const view = await certificateOf(gateway, 'a.acme.test')
+        return view?.lastError === 'No port of this gateway can answer a challenge of the CA' && view
+      },
+      ISSUED_MS_MAX,
+      'nothing is asked',
+    ).catch((error: Error) => {
+      throw new Error(`${error.message}\n${gateway.logText()}`)
+    })
+    expect(Date.parse(nextAttempt!)).toBeGreaterThan(Date.now())
+    expect(gateway.logText()).toContain('HTTP-01 will fail')
+    other.stop(true)
+    expect((await gateway.cli('certificates', 'renew', 'a.acme.test', '--admin', gateway.socket)).exitCode).toBe(0)
+    await isServed(lab.client, ca, gateway, host, 9443, 'a.acme.test')
+  },
+  60_000,
+)
+
 testIf(hasCaddy && Bun.which('redis-server') !== null, 'needs caddy and redis-server')(
   'issue 6.5: two gateways that share a Redis, started together: each name is asked for once, wherever the CA looks, and both serve it',
   async () => {

@@ -11,7 +11,7 @@ export interface AttemptOptions {
   store: Store
   /** Where the order is kept while it lives. */
   storeKey: string
-  offers(name: string): ChallengeType[]
+  offers(name: string): ChallengeType[] | Promise<ChallengeType[]>
   place(challenge: Challenge): Promise<() => Promise<void>>
   /** Attempts in a row that have failed before. */
   failures: number
@@ -25,7 +25,8 @@ export interface AttemptOptions {
 }
 
 export async function attempt(options: AttemptOptions): Promise<StoredCertificate> {
-  const offers = options.offers(options.name)
+  const offers = await options.offers(options.name)
+  options.signal.throwIfAborted()
   if (offers.length === 0) throw new AcmeError('No port of this gateway can answer a challenge of the CA')
   try {
     return await once(options, offers)

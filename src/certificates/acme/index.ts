@@ -18,7 +18,7 @@ export interface AcmeOptions {
   store: Store
   log(level: 'debug' | 'info' | 'warn', message: string, fields?: Record<string, unknown>): void
   /** In order of preference for this name; empty: none can be answered. */
-  offers(name: string): ChallengeType[]
+  offers(name: string): ChallengeType[] | Promise<ChallengeType[]>
   /** Resolves when every gateway answers it; rejects when that cannot be. The returned function takes it away, and is called
    * whatever comes of it. */
   place(challenge: Challenge): Promise<() => Promise<void>>

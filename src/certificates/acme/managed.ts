@@ -16,7 +16,7 @@ export interface ManagedOptions {
   authority: Authority
   store: Store
   renewBeforeDays: number
-  offers(name: string): ChallengeType[]
+  offers(name: string): ChallengeType[] | Promise<ChallengeType[]>
   place(challenge: Challenge): Promise<() => Promise<void>>
   changed(name: string, issued: StoredCertificate): void
   event(event: CertificateEvent): void
