@@ -117,6 +117,13 @@ testIf(python !== null, 'needs python3')(
     await until(() => standing.talkers.every((one, i) => one.rounds > rounds[i]! + 2), 5000, 'flows go on')
     expect(await standing.stop()).toEqual([])
     expect(heard.filter(({ exited }) => exited !== undefined).map(({ exited }) => exited)).toEqual([0, 0, 0])
+    // Each of them has one record and is counted once, over four lives.
+    const served = [coming[0]!.served + 5, coming[1]!.served]
+    const records = await gateway.recordsOf(served[0]! + served[1]!)
+    expect(new Set(records.map(({ id }) => id)).size).toBe(records.length)
+    expect(records.filter(({ reason }) => reason !== 'finished')).toEqual([])
+    const counts = (await gateway.routes()).map(({ connections, total }) => [connections, total])
+    expect(counts).toEqual([[0, served[0]!], [0, served[1]!], [0, 0]]) // prettier-ignore
 
     // What is not wanted any more is not kept; what comes is.
     gateway.write([routes[0], forward('new', 8405, to)])
