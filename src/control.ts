@@ -15,7 +15,7 @@ import type { HealthChange } from './connections/health.ts'
 import { ConnectionTable } from './connections/table.ts'
 import { AcmeService } from './control/acme.ts'
 import { Api } from './control/api.ts'
-import { readAuthorities } from './control/authorities.ts'
+import { Authorities } from './control/authorities.ts'
 import { GatewayError } from './control/changes.ts'
 import { KernelStart } from './control/kernel-start.ts'
 import { LeastConnections } from './control/least-connections.ts'
@@ -119,6 +119,7 @@ export class Control {
   #observation: Observation | undefined
   #descriptorStore: DescriptorStore | null = null
   #certificates: Certificates
+  readonly #authorities: Authorities
   #stopping: Promise<void> | null = null
   #done = Promise.withResolvers<void>()
   #workerApplied = Promise.withResolvers<boolean>()
@@ -132,6 +133,7 @@ export class Control {
   ) {
     this.#config = config
     this.log = options.log ?? makeLog(config.log?.level ?? 'info')
+    this.#authorities = new Authorities(this.log)
     this.#certificates = new Certificates({
       stateDir: this.#stateDir,
       openAcme: (hooks) =>
@@ -293,7 +295,9 @@ export class Control {
     await this.#supervisor.start()
     await this.#inTime(this.#supervisor.ready)
     // What the other one shows may have become unreadable since it read it: then it had better stay.
-    const specs = certificateSpecs(this.#config, this.#planFor(this.#config, this.#facts))
+    const plan = this.#planFor(this.#config, this.#facts)
+    const specs = certificateSpecs(this.#config, plan)
+    await this.#authorities.read(plan.routes.map((route) => route.user))
     await prepareCertificates(this.#certificates, withFiles(specs))
     await this.#certificates.askAhead(specs, PROVIDERS_AHEAD_MS)
     await predecessor.release(VERSION)
@@ -443,7 +447,10 @@ export class Control {
     const specs = certificateSpecs(config, next)
     if (this.#generation > 0) await prepareCertificates(this.#certificates, specs)
     else await prepareAtStart(this.#certificates, specs, this.log)
-    const routes = await readAuthorities(next.routes.map((route) => route.user))
+    const routes = await this.#authorities.read(
+      next.routes.map((route) => route.user),
+      true,
+    )
     await this.#listeners.checkRanges(listensOf(next), listensOf(before))
     const opened = await this.#listeners.open(next.listeners, next.reservations)
     const applied = this.#applyKernel(next)
@@ -500,7 +507,7 @@ export class Control {
       this.#plan = next
       // In the same turn: what is shown as planned and what is on its way to the kernel are the same.
       const applied = this.#applyKernel(next)
-      this.#supervisor.updateRoutes(await readAuthorities(changed.map((route) => route.user)))
+      this.#supervisor.updateRoutes(await this.#authorities.read(changed.map((route) => route.user)))
       this.#leastConnections.follow(next.routes)
       this.#health.follow(configuredRoutes(this.#config), next.routes, names)
       await applied?.catch(() => {})
