@@ -74,7 +74,7 @@ export async function isRestarting(unit = process.env.SLUICE_UNIT): Promise<bool
 }
 
 async function listJobs(): Promise<string> {
-  const child = Bun.spawn(['systemctl', 'list-jobs', '--no-legend', '--no-pager'], {
+  const child = Bun.spawn(['systemctl', 'list-jobs', '--no-legend', '--no-pager', '--full'], {
     stdio: ['ignore', 'pipe', 'ignore'],
   })
   const late = setTimeout(() => child.kill('SIGKILL'), ASKING_MS_MAX)
