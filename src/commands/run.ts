@@ -6,6 +6,7 @@ import { isRestarting } from '../control/descriptor-store.ts'
 import { ServiceManager } from '../control/service-manager.ts'
 import { isJournal, makeLog } from '../observe/log.ts'
 import { Predecessor } from '../control/handover.ts'
+import { readCertificates } from './doctor-read.ts'
 import { readConfig } from './shared.ts'
 
 /** For connections in user space, which end with this life. */
@@ -17,6 +18,9 @@ export async function run(options: { config?: string; check?: boolean; watch?: b
   if (!read.ok) return read.exitCode
   if (options.check) {
     process.stdout.write(`${read.path}: ${read.config.routes.length} routes, no problem\n`)
+    // Not the configuration's own: they may be made before it is used, and a gateway that has better ones keeps them.
+    for (const one of await readCertificates(read.config, Date.now()))
+      if ('problem' in one) process.stderr.write(`sluice: route "${one.route}" could not end TLS: ${one.problem}\n`)
     return 0
   }
   const predecessor = await Predecessor.find()

@@ -145,6 +145,8 @@ test('F2, issue 6: a bad file takes nothing but its own route away at a start, a
     state: 'failed',
     reason: expect.stringContaining('it has no certificate'),
   })
+  const checked = await gateway.cli('run', '--check', '--config', gateway.file)
+  expect([checked.exitCode, checked.stderr]).toEqual([0, expect.stringContaining('route "web" could not end TLS')])
   const shown = async (port: number) => {
     const words = ['-connect', `${host}:${port}`, '-servername', 'web.test', '-CAfile', at('ca.crt')]
     const { stdout } = await lab.client.run(['openssl', 's_client', ...words, '-no_ign_eof'])
