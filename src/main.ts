@@ -3,6 +3,7 @@
 // First of all: @peculiar/x509 needs it before itself, and the bundler of the compiled program keeps no finer order.
 import 'reflect-metadata'
 import { CommanderError } from 'commander'
+import { WrongUsage } from './commands/wrong.ts'
 import { provideModules } from './modules.ts'
 import { makeProgram } from './program.ts'
 
@@ -18,6 +19,6 @@ try {
   if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? 0 : WRONG
   else {
     process.stderr.write(`sluice: ${(error as Error).message}\n`)
-    process.exitCode = FAILED
+    process.exitCode = error instanceof WrongUsage ? WRONG : FAILED
   }
 }

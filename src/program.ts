@@ -2,7 +2,7 @@
 // does nothing; each command loads only what it needs: a listing does not carry the gateway with it.
 import { Argument, Command, Option } from 'commander'
 import { DEFAULT_SOCKET, VERSION } from './base/about.ts'
-import type { ClientOptions } from './commands/client.ts'
+import type { ClientOptions } from './commands/gateway.ts'
 import type { TopOptions } from './commands/top.ts'
 import { presentRuntime } from './modules.ts'
 
@@ -11,6 +11,19 @@ export function makeProgram(): Command {
     .description('An edge proxy for Linux gateways: user space decides, the kernel carries.')
     .version(VERSION, '-V, --version')
     .showHelpAfterError('(sluice --help lists the commands)')
+    // On 80 columns the descriptions have room beside the arguments; that there are options every command's own help says.
+    .configureHelp({
+      subcommandTerm: (command) =>
+        [
+          command.name(),
+          ...command.registeredArguments.map((one) => (one.required ? `<${one.name()}>` : `[${one.name()}]`)),
+        ].join(' '),
+    })
+    .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'sluice: ')) })
+    .addHelpText(
+      'after',
+      '\nExit codes: 0 done, 1 failed, 2 wrong usage or configuration.\nsluice COMMAND --help says more of a command.',
+    )
     .exitOverride()
 
   const configOption = () =>
@@ -52,7 +65,9 @@ export function makeProgram(): Command {
 
   program
     .command('plan')
-    .description('show route by route which carrier it gets, why, the rules that would be applied, and what a running gateway would change')
+    .description(
+      'show route by route which carrier it gets, why, the rules that would be applied, and what a running gateway would change',
+    )
     .addOption(adminOption())
     .addOption(configOption())
     .option('--json', 'print JSON')
@@ -179,8 +194,8 @@ export function makeProgram(): Command {
   })
 
   listing('stop', 'stop the gateway: drain for the grace period, then end').action(async (options: ClientOptions) => {
-    const { act } = await import('./commands/client.ts')
-    process.exitCode = await act('POST', '/v1/stop', options)
+    const { stop } = await import('./commands/stop.ts')
+    process.exitCode = await stop(options)
   })
 
   program
@@ -221,11 +236,13 @@ export function makeProgram(): Command {
     .command('evaluate', { hidden: true })
     .argument('<file>')
     .action(async (file: string) => {
-      const { evaluate } = await import('./config/evaluate.ts')
+      const { evaluate, inWords } = await import('./config/evaluate.ts')
+      // What is printed is the answer's: what the configuration says goes elsewhere.
+      for (const say of ['log', 'info', 'debug'] as const) console[say] = console.error
       try {
         process.stdout.write(await evaluate(file))
       } catch (error) {
-        process.stderr.write(`${(error as Error).message}\n`)
+        process.stderr.write(`${inWords(error)}\n`)
         process.exit(1)
       }
       // The configuration may have left timers or sockets behind: they are not ours to wait for.
@@ -251,5 +268,6 @@ export function makeProgram(): Command {
       const { demoBackend } = await import('./demo-backend.ts')
       await demoBackend(address)
     })
+  for (const command of program.commands) command.showHelpAfterError(`("sluice ${command.name()} --help" says more)`)
   return program
 }

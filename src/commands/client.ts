@@ -1,53 +1,18 @@
 // The commands that talk to a running gateway: clients of its admin API.
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { Moved, Rates } from '../connections/throughput.ts'
-import { DEFAULT_SOCKET } from '../base/about.ts'
-import { loadConfig } from '../config/load.ts'
 import type { TargetView } from '../observe/admin.ts'
 import { listens, printable, size } from './format.ts'
+import { ask, errorOf, type ClientOptions } from './gateway.ts'
 import { table } from './shared.ts'
-
-export interface ClientOptions {
-  admin?: string
-  config?: string
-  json?: boolean
-}
-
-async function socketOf(options: ClientOptions): Promise<string> {
-  if (options.admin) return options.admin
-  if (!options.config) return DEFAULT_SOCKET
-  const loaded = await loadConfig(options.config)
-  return (loaded.ok && loaded.config.admin?.socket) || DEFAULT_SOCKET
-}
-
-/** A sentence when no gateway answers. */
-export async function ask(
-  method: string,
-  path: string,
-  options: ClientOptions,
-  body?: object,
-  signal?: AbortSignal,
-): Promise<Response | string> {
-  const socket = await socketOf(options)
-  try {
-    const init = { method, unix: socket, signal, ...(body ? { body: JSON.stringify(body) } : {}) }
-    return await fetch(`http://sluice${path}`, init as RequestInit)
-  } catch (error) {
-    const code = (error as { code?: string }).code
-    const why =
-      code === 'EACCES'
-        ? 'not permitted (run it as root)'
-        : `no gateway answers there (${code ?? (error as Error).message})`
-    return `Cannot reach the gateway at ${socket}: ${why}`
-  }
-}
 
 export async function show(
   what: 'status' | 'routes' | 'connections' | 'targets',
   options: ClientOptions,
 ): Promise<number> {
   const answer = await ask('GET', `/v1/${what}`, options)
-  if (typeof answer === 'string' || !answer.ok) return fail(typeof answer === 'string' ? answer : await answer.text())
+  if (typeof answer === 'string') return fail(answer)
+  if (!answer.ok) return fail(await errorOf(answer))
   const body = await answer.json()
   process.stdout.write(options.json ? `${JSON.stringify(body, null, 2)}\n` : VIEWS[what](body as never))
   return 0

@@ -2,7 +2,8 @@
 import type { Command } from 'commander'
 import { complete, type Candidate, type Completion, type Kind } from './completion/candidates.ts'
 import { FILES, scriptFor, SHELLS, type Shell } from './completion/scripts.ts'
-import { ask, fail } from './client.ts'
+import { fail } from './client.ts'
+import { ask } from './gateway.ts'
 import { printable, shorten } from './format.ts'
 
 /** Somebody waits with a finger on the key. */

@@ -2,7 +2,8 @@
 // watching does not stop the drain.
 import { parseDuration } from '../base/units.ts'
 import type { DrainView } from '../observe/admin.ts'
-import { ask, fail, type ClientOptions } from './client.ts'
+import { fail } from './client.ts'
+import { ask, type ClientOptions } from './gateway.ts'
 
 const LOOK_EVERY_MS = 250
 /** A program that reads our lines is told this often that something changed; a person at a terminal with every look. */

@@ -3,7 +3,8 @@ import { foreignDrops, ownAddresses } from '../control/explain.ts'
 import { parseAsked } from '../plan/asked.ts'
 import { explain } from '../plan/explain.ts'
 import { nothingKnown, type Explanation } from '../plan/explanation.ts'
-import { ask, fail, type ClientOptions } from './client.ts'
+import { fail } from './client.ts'
+import { ask, errorOf, type ClientOptions } from './gateway.ts'
 import { printable } from './format.ts'
 import { planned } from './planned.ts'
 import { colour, readConfig } from './shared.ts'
@@ -23,7 +24,7 @@ export async function showExplanation(
   const query = new URLSearchParams({ client, listener, ...(serverName === undefined ? {} : { sni: serverName }) })
   const answer = await ask('GET', `/v1/explain?${query}`, options)
   if (typeof answer !== 'string') {
-    if (!answer.ok) return fail(await answer.text())
+    if (!answer.ok) return fail(await errorOf(answer))
     return print((await answer.json()) as Explanation, options)
   }
   if (options.config === undefined) return fail(`${answer}; with --config it is explained from a configuration`)

@@ -3,7 +3,8 @@
 import type { Problem } from '../config/check.ts'
 import type { Changes } from '../observe/admin.ts'
 import { changesInWords } from './changes.ts'
-import { ask, fail, type ClientOptions } from './client.ts'
+import { fail } from './client.ts'
+import { ask, type ClientOptions } from './gateway.ts'
 import { printProblems } from './shared.ts'
 
 interface Answer {
@@ -15,7 +16,12 @@ interface Answer {
 }
 
 export async function reload(options: ClientOptions & { confirm?: string }): Promise<number> {
-  const answer = await ask('POST', '/v1/reload', options, options.confirm ? { confirm: options.confirm } : undefined)
+  const answer = await ask(
+    'POST',
+    '/v1/reload',
+    options,
+    options.confirm === undefined ? undefined : { confirm: options.confirm },
+  )
   if (typeof answer === 'string') return fail(answer)
   const body = (await answer.json()) as Answer
   if (options.json) process.stdout.write(`${JSON.stringify(body, null, 2)}\n`)

@@ -1,7 +1,8 @@
 // sluice top: looks at a running gateway again and again and shows it, as one picture that keys change; a single picture where there
 // is no terminal. The terminal is left as it was found, whatever ends the program.
 import { parseDuration } from '../base/units.ts'
-import { ask, fail, type ClientOptions } from './client.ts'
+import { fail } from './client.ts'
+import { ask, type ClientOptions } from './gateway.ts'
 import { viewOf } from './shared.ts'
 import { draw, pageOf, type Size } from './top/draw.ts'
 import { TABS, type Look, type Tab } from './top/look.ts'

@@ -1,5 +1,6 @@
 // sluice upgrade: the running gateway starts the program anew and hands over to it.
-import { ask, fail, type ClientOptions } from './client.ts'
+import { fail } from './client.ts'
+import { ask, type ClientOptions } from './gateway.ts'
 
 export async function upgrade(options: ClientOptions): Promise<number> {
   const answer = await ask('POST', '/v1/upgrade', options)

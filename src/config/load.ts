@@ -64,7 +64,9 @@ function parseJson(text: string): unknown {
 async function evaluate(path: string): Promise<unknown> {
   await access(path)
   const limits = { msMax: EVALUATE_MS_MAX, bytesMax: FILE_BYTES_MAX }
-  return JSON.parse(await runChild(['evaluate', path], { cwd: dirname(path), ...limits }))
+  const printed = await runChild(['evaluate', path], { cwd: dirname(path), ...limits })
+  if (printed === '') throw new Error('ended by itself before there was a configuration')
+  return JSON.parse(printed)
 }
 
 /** What this program prints when it is run with these arguments, in a process of its own that ends in any case. */

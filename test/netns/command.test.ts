@@ -134,7 +134,13 @@ test('status, routes, connections, close, reload, stop: text and JSON, exit code
   gateway.write([forward('kernel', 8400, to)])
   expect((await gateway.cli('run', '--check', '--config', gateway.file)).exitCode).toBe(0)
 
-  expect((await gateway.cli('stop', ...admin)).exitCode).toBe(0)
+  // An empty variable in a script is no reload that is never taken back.
+  expect((await gateway.cli('reload', '--confirm', '', ...admin)).exitCode).toBe(2)
+  // Nobody can tell which gateway is meant: it must not be another one.
+  const whose = await gateway.cli('stop', '--config', broken)
+  expect([whose.exitCode, whose.stderr]).toEqual([2, expect.stringContaining('--admin')])
+  const stopped = await gateway.cli('stop', ...admin)
+  expect([stopped.exitCode, stopped.stdout]).toEqual([0, 'Stopping; no connection is open.\nStopped.\n'])
   expect(await gateway.exited()).toBe(0)
   const nobody = await gateway.cli('status', ...admin)
   expect(nobody.exitCode).toBe(1)
