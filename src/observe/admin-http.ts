@@ -11,7 +11,8 @@ import {
 } from '../base/limits.ts'
 import { SECURITY_HEADERS, whyNotByCookie, whyNotOurs, type Listens, type Refusal } from './admin-guard.ts'
 import { Login } from './admin-login.ts'
-import { adminRoutes, failed, notFound, type AdminHandler, type AdminRoutes, type Gateway } from './admin-routes.ts'
+import type { AdminHandler, AdminRoutes } from './admin-requests.ts'
+import { adminRoutes, failed, notFound, type Gateway } from './admin-routes.ts'
 import { dashboard, type Assets } from './dashboard/assets.ts'
 
 export interface AdminHttpOptions extends Listens {

@@ -1,6 +1,5 @@
 // The admin API: what it answers, on whichever socket it is asked. It answers with what control tells it and hands control
 // what it is told.
-import type { BunRequest, Server } from 'bun'
 import { CLIENTS_LISTED_MAX } from '../base/limits.ts'
 import { turn } from '../base/turns.ts'
 import type { AuthorityView, CertificateView, RenewAnswer } from '../certificates/index.ts'
@@ -9,6 +8,7 @@ import type { ClientView } from '../connections/clients.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import type { Minute } from '../connections/throughput.ts'
 import type { Explanation } from '../plan/explanation.ts'
+import { BadRequest, bodyOf, everyMethod, type AdminRoutes } from './admin-requests.ts'
 import type { Events } from './events.ts'
 
 /** What control lets the API see and do. */
@@ -129,19 +129,23 @@ export interface Exposition {
 
 const CLIENTS_LISTED = 20
 
-type Answer = Response | Promise<Response>
-export type AdminHandler = (request: BunRequest<string>, server: Server<undefined>) => Answer
-/** What Bun.serve takes: a path, of which a part may be named, and what each method does there. */
-export type AdminRoutes = Record<string, Partial<Record<'GET' | 'POST' | 'PUT' | 'DELETE', AdminHandler>>>
+export const adminRoutes = (gateway: Gateway): AdminRoutes => everyMethod(answers(gateway))
 
-export function adminRoutes(gateway: Gateway): AdminRoutes {
+/** One that is misunderstood would be a change that is never taken back. */
+function confirmOf(body: unknown = {}): unknown {
+  const fields = typeof body === 'object' && body !== null ? Object.keys(body) : ['']
+  if (fields.some((field) => field !== 'confirm')) throw new BadRequest('expected { "confirm": "60s" } or no body')
+  return (body as { confirm?: unknown }).confirm
+}
+
+function answers(gateway: Gateway): AdminRoutes {
   return {
     '/v1/status': { GET: async () => Response.json(await gateway.status()) },
     '/v1/routes': {
       GET: async () => Response.json({ routes: await gateway.routes() }),
       PUT: async (request) => {
-        const body = await request.json().catch(() => undefined)
-        const routes = Array.isArray(body) ? body : (body as { routes?: unknown } | undefined)?.routes
+        const body = await bodyOf(request)
+        const routes = Array.isArray(body) ? body : (body as { routes?: unknown } | null | undefined)?.routes
         return act(await gateway.setRoutes(routes))
       },
     },
@@ -168,7 +172,7 @@ export function adminRoutes(gateway: Gateway): AdminRoutes {
     '/v1/drains': { GET: async () => Response.json({ drains: await gateway.drains() }) },
     '/v1/drain': {
       POST: async (request) => {
-        const answer = await gateway.drain(await request.json().catch(() => undefined))
+        const answer = await gateway.drain(await bodyOf(request))
         return answer.ok
           ? Response.json({ drain: answer.drain })
           : Response.json({ error: answer.error }, { status: answer.status })
@@ -190,8 +194,7 @@ export function adminRoutes(gateway: Gateway): AdminRoutes {
       },
     },
     '/v1/routes/:name': {
-      PUT: async (request) =>
-        act(await gateway.setRoute(request.params.name!, await request.json().catch(() => undefined))),
+      PUT: async (request) => act(await gateway.setRoute(request.params.name!, await bodyOf(request))),
       DELETE: async (request) => {
         const result = await gateway.removeRoute(request.params.name!)
         return result ? act(result) : Response.json({ error: `no route ${request.params.name!}` }, { status: 404 })
@@ -226,10 +229,7 @@ export function adminRoutes(gateway: Gateway): AdminRoutes {
       },
     },
     '/v1/reload': {
-      POST: async (request) => {
-        const body = (await request.json().catch(() => null)) as { confirm?: unknown } | null
-        return act(await gateway.reload(body?.confirm))
-      },
+      POST: async (request) => act(await gateway.reload(confirmOf(await bodyOf(request)))),
     },
     '/v1/confirm': {
       POST: async () => {
@@ -237,7 +237,7 @@ export function adminRoutes(gateway: Gateway): AdminRoutes {
         return answer.ok ? Response.json({ confirmed: true }) : Response.json({ error: answer.error }, { status: 409 })
       },
     },
-    '/v1/plan': { POST: async (request) => act(await gateway.preview(await request.json().catch(() => undefined))) },
+    '/v1/plan': { POST: async (request) => act(await gateway.preview(await bodyOf(request))) },
     '/v1/upgrade': {
       POST: async (request, server) => {
         // A program takes seconds to start on a busy machine.
