@@ -276,7 +276,7 @@ export class Certificates {
 
   /** Now, whatever the schedule: files are read again, others are made or asked for. */
   async renew(name: string): Promise<RenewAnswer> {
-    const entries = this.#named(name.toLowerCase())
+    const entries = this.#named(name.toLowerCase().replace(/\.$/, ''))
     if (entries.length === 0) return { ok: false, status: 404, error: `there is no certificate ${name}` }
     const results = await Promise.allSettled(entries.map(({ source }) => source.renew()))
     const errors = results.flatMap((result) => (result.status === 'rejected' ? [wordsOf(result.reason)] : []))

@@ -34,7 +34,7 @@ export async function reload(options: ClientOptions & { confirm?: string }): Pro
   if (options.json) return 0
   process.stdout.write(changesInWords(body.changes))
   if (body.warnings) {
-    process.stderr.write('\nsluice: what these files held before is used on:\n')
+    process.stderr.write('\nsluice: done, but these files are no good; what was read of them before is used on:\n')
     printProblems(body.warnings)
   }
   if (body.unconfirmedUntil)

@@ -46,7 +46,7 @@ const MEND = 'mend the files, or use "self-signed"'
 /** Of files that are in use, and may have been replaced by others that are no good. */
 export async function readCertificatesAgain(certificates: Certificates, specs: CertificateSpec[]): Promise<Problem[]> {
   const { problems } = await certificates.readAgain(specs)
-  return problemsOf(problems, 'mend the files; the certificate from before is shown until then')
+  return problemsOf(problems, 'mend the files: they are taken as soon as they are good')
 }
 
 const problemsOf = (problems: Preparation['problems'], remedy: string): Problem[] =>
