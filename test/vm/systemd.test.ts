@@ -263,6 +263,29 @@ test(
 )
 
 test(
+  'issue 7.2: a restart while an old program still has connections: they have the grace period, and nothing of it is left',
+  async () => {
+    const old = await mainPid()
+    const stays = await Talker.connect(lab.client, host, 8401)
+    const { localPort } = stays
+    await stays.say('still here')
+    await run('sluice upgrade')
+    await nextLife(old)
+    const second = await mainPid()
+    expect(existsSync(`/proc/${old}`)).toBe(true)
+    await underLoad(async () => {
+      await systemctl('restart', 'sluice')
+      await nextLife(second)
+    })
+    expect(stays.ended).not.toBeNull()
+    for (const pid of [old, second]) expect(existsSync(`/proc/${pid}`)).toBe(false)
+    const records = await run(`grep -h '"client":"${lab.client.address4}:${localPort}"' ${ACCESS_LOG}`)
+    expect(records.match(/"reason":"\w+"/g)).toEqual(['"reason":"drained"'])
+  },
+  MS_MAX,
+)
+
+test(
   'M1: what is killed comes back, with its sockets, and takes over the flows that went on in the kernel',
   async () => {
     const pid = await mainPid()
