@@ -10,6 +10,7 @@ const META_PACKAGE = 'linux-image-amd64'
 const MODULES = [
   'net',
   'fs/9p',
+  'fs/autofs',
   'fs/netfs',
   'fs/fscache',
   'fs/overlayfs',

@@ -58,7 +58,7 @@ async function firstFiles({ kernel, inside, command }: Guest): Promise<Buffer> {
 
 async function run({ kernel, deadline }: Guest, initrd: string, temporary: string): Promise<Ending> {
   // A guest that lost its disk or its kernel ends instead of waiting: panic=-1 reboots, and -no-reboot is the end then.
-  const append = 'console=ttyS0 quiet loglevel=4 systemd.show_status=no panic=-1 oops=panic'
+  const append = 'console=ttyS0 quiet loglevel=4 panic=-1 oops=panic'
   const share = 'local,id=host,path=/,security_model=none,readonly=on,multidevs=remap'
   // exec: the guest is our own child then, and the kernel ends it with us, however we end.
   const machine = $({ stdio: ['ignore', 'pipe', 'inherit'], nothrow: true, quiet: true })`exec setpriv ${[
