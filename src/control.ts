@@ -175,13 +175,18 @@ export class Control {
       stateDir: this.#stateDir,
       live: (route, endpoints) => connectionsOf(endpoints, this.table.totals(route.name)),
       running: () => ({ config: this.#config, plan: this.#plan }),
-      serially: (work) => this.#serially(work),
+      serially: (work) =>
+        this.#serially(() => {
+          // What it would open nobody would close; and after handing over it is another program's.
+          if (this.#stopping) throw new GatewayError('the gateway is stopping, or has handed over')
+          return work()
+        }),
       plan: async (next) =>
         this.#planFor(next, { ...this.#facts, resolved: await resolveNames(next, this.#facts.resolved) }),
       readAgain: (next) => readCertificatesAgain(this.#certificates, certificateSpecs(next, this.#plan)),
-      carryOut: async (next) => {
+      carryOut: async (next, partly) => {
         await this.#resolveNames(next)
-        await this.#carryOut(next)
+        await this.#carryOut(next, partly)
       },
     })
     this.api = new Api({
@@ -430,8 +435,9 @@ export class Control {
     })
   }
 
-  /** Carries a configuration out in both planes. Throws before anything was changed when it cannot be done. */
-  async #carryOut(config: Config): Promise<void> {
+  /** Carries a configuration out in both planes. Throws before anything was changed when it cannot be done.
+   *  @param partly also without the routes whose certificates cannot be read. */
+  async #carryOut(config: Config, partly = this.#generation === 0): Promise<void> {
     const before = this.#plan
     const { phase } = this.#kernel
     const next = this.#planFor(config, this.#facts)
@@ -445,8 +451,8 @@ export class Control {
       )
 
     const specs = certificateSpecs(config, next)
-    if (this.#generation > 0) await prepareCertificates(this.#certificates, specs)
-    else await prepareAtStart(this.#certificates, specs, this.log)
+    if (partly) await prepareAtStart(this.#certificates, specs, this.log)
+    else await prepareCertificates(this.#certificates, specs)
     const routes = await this.#authorities.read(
       next.routes.map((route) => route.user),
       true,
@@ -668,6 +674,10 @@ export class Control {
   upgrade(): Promise<{ pid: number; version: string }> {
     return this.#serially(async () => {
       if (this.#stopping) throw new GatewayError('Cannot hand over: the gateway is stopping')
+      // The new program would begin without the change, and nobody would have taken it back.
+      const until = this.reloads.unconfirmedUntil
+      if (until !== null)
+        throw new GatewayError(`A change waits until ${until} for "sluice confirm", or for being taken back`)
       this.log('info', 'Starting the program anew, to hand over to it')
       const successor = await Successor.start(this.#listeners.sockets())
       if (this.#stopping) {

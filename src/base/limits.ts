@@ -49,6 +49,9 @@ export const ACME_REQUEST_MS_MAX = 30_000
 /** One answer of a CA; a chain has up to 20 KiB. Above: the attempt has failed. */
 export const ACME_ANSWER_BYTES_MAX = 256 * 1024
 
+/** How often a CA that answers with an error of its own is asked the same thing, within a second or two. */
+export const ACME_ASKS_MAX = 3
+
 /** A CA that says more often that what was asked for is elsewhere goes round in circles. */
 export const ACME_REDIRECTS_MAX = 3
 
@@ -410,3 +413,8 @@ export const LISTENER_CLOSES_MS_MAX = 1000
 /** How long a change may wait for its confirmation: a person has to look in between, and must not have forgotten it. */
 export const CONFIRM_MS_MIN = 1000
 export const CONFIRM_MS_MAX = 3_600_000
+/** One that cannot be taken back, since somebody else has a port of before, is tried again after this. */
+export const TAKE_BACK_AGAIN_MS = 5_000
+
+/** The routes of a change that a line of the log names; of more it says how many. */
+export const CHANGES_LOGGED_MAX = 20

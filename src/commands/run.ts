@@ -41,7 +41,6 @@ export async function run(options: { config?: string; check?: boolean; watch?: b
       await control.reopenLogs().catch((error: Error) => log('error', `Cannot reopen the access log: ${error.message}`))
       const result = await control.reloads.reload()
       if (result.ok) {
-        log('info', 'Reloaded', { ...result.changes })
         for (const { path, message, remedy } of result.warnings ?? []) log('warn', `${path}: ${message} (${remedy})`)
       } else
         for (const { path, message, remedy } of result.problems)

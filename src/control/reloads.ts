@@ -2,12 +2,12 @@
 // checked whole, and what did not change is not touched. A change may wait to be confirmed; one that is not, is taken back.
 import { join } from 'node:path'
 import { rm } from 'node:fs/promises'
-import { CONFIRM_MS_MAX, CONFIRM_MS_MIN } from '../base/limits.ts'
+import { CHANGES_LOGGED_MAX, CONFIRM_MS_MAX, CONFIRM_MS_MIN, TAKE_BACK_AGAIN_MS } from '../base/limits.ts'
 import { parseDuration } from '../base/units.ts'
 import { check, type Checked, type Problem } from '../config/check.ts'
 import { loadConfig } from '../config/load.ts'
 import type { Config, Route } from '../config/schema.ts'
-import type { ConfirmAnswer, ReloadResult } from '../observe/admin.ts'
+import type { Changes, ConfirmAnswer, ReloadResult } from '../observe/admin.ts'
 import type { Log } from '../observe/log.ts'
 import type { Plan } from '../plan/types.ts'
 import { changesOf, fixedChanges, GatewayError, ProblemsError, type Live } from './changes.ts'
@@ -19,15 +19,16 @@ export interface Reloadable {
   stateDir: string
   live: Live
   running(): { config: Config; plan: Plan }
-  /** One change after the other. */
+  /** One change after the other; rejects when there are to be none any more. */
   serially<T>(work: () => Promise<T>): Promise<T>
   /** What a configuration would come to now; nothing is done. */
   plan(config: Config): Promise<Plan>
   /** Files beside the configuration that are in use, since who reloads may have changed them. Answers which are no good: what was
    *  read of them before stays in use. */
   readAgain(config: Config): Promise<Problem[]>
-  /** Throws before anything was changed when it cannot be done. */
-  carryOut(config: Config): Promise<void>
+  /** Throws before anything was changed when it cannot be done.
+   *  @param partly also without the routes whose certificates cannot be read now. */
+  carryOut(config: Config, partly: boolean): Promise<void>
 }
 
 interface Unconfirmed {
@@ -35,12 +36,19 @@ interface Unconfirmed {
   before: Config
   until: number
   timer: ReturnType<typeof setTimeout>
+  /** Why it could not be taken back, the last time. */
+  failure?: string
 }
 
 const VERSION = 1
 
 export class Reloads {
   #unconfirmed: Unconfirmed | null = null
+  /** The file is read by one reload after the other: what was read last counts. */
+  #reading: Promise<unknown> = Promise.resolve()
+  /** One that has not begun: it sees what whoever asks meanwhile is about. */
+  #next: Promise<ReloadResult> | null = null
+  #stopped = false
   readonly #memory: string
 
   constructor(private readonly gateway: Reloadable) {
@@ -74,8 +82,15 @@ export class Reloads {
       return refused('confirm', 'not a duration between 1 s and 1 h', 'such as "60s"')
     const file = this.gateway.configFile
     if (!file) return refused('(the configuration)', 'the gateway was started without a file', 'use PUT /v1/routes')
-    const loaded = await loadConfig(file)
-    return loaded.ok ? this.#replace(() => loaded, confirmMs) : loaded
+    if (confirmMs === null && this.#next) return this.#next
+    const result = this.#reading.then(async () => {
+      if (this.#next === result) this.#next = null
+      const loaded = await loadConfig(file)
+      return loaded.ok ? this.#replace(() => loaded, confirmMs) : loaded
+    })
+    this.#reading = result.catch(() => {})
+    if (confirmMs === null) this.#next = result
+    return result
   }
 
   /** Level-triggered: the whole configuration. */
@@ -142,12 +157,13 @@ export class Reloads {
         const changes = changesOf(plan, await this.gateway.plan(made.config), this.gateway.live)
         if (confirmMs !== null) await remember(this.#memory, JSON.stringify({ version: VERSION, before }))
         try {
-          await this.gateway.carryOut(made.config)
+          await this.gateway.carryOut(made.config, false)
           if (confirmMs !== null) this.#await(before, confirmMs)
         } finally {
           if (!this.#unconfirmed) await this.#forget()
         }
         const { unconfirmedUntil } = this
+        this.gateway.log('info', 'Changed the configuration', inBrief(changes))
         return {
           ...{ ok: true, changes },
           ...(unconfirmedUntil === null ? {} : { unconfirmedUntil }),
@@ -166,32 +182,40 @@ export class Reloads {
 
   #await(before: Config, ms: number) {
     const timer = setTimeout(() => void this.#takeBack(waiting), ms)
-    const waiting = { before, until: Date.now() + ms, timer }
+    const waiting: Unconfirmed = { before, until: Date.now() + ms, timer }
     this.#unconfirmed = waiting
-    this.gateway.log('info', 'Changed; it is taken back unless it is confirmed', { until: this.unconfirmedUntil })
+    this.gateway.log('info', 'The change is taken back unless it is confirmed', { until: this.unconfirmedUntil })
   }
 
   async confirm(): Promise<ConfirmAnswer> {
-    return this.gateway.serially(async (): Promise<ConfirmAnswer> => {
+    const confirmed = this.gateway.serially(async (): Promise<ConfirmAnswer> => {
       if (!this.#unconfirmed) return { ok: false, error: 'nothing waits for a confirmation' }
       await this.#forget()
       this.gateway.log('info', 'The change is confirmed')
       return { ok: true }
     })
+    return confirmed.catch((error: Error) => ({ ok: false, error: error.message }))
   }
 
-  /** Through the same door as every change: rules, listeners and certificates as they were. */
+  /** Through the same door as every change: rules, listeners and certificates as they were. What may have locked somebody out goes
+   *  in any case: without a route whose certificate is gone by now, and later when somebody has taken a port. */
   async #takeBack(waiting: Unconfirmed) {
     const { gateway } = this
     try {
       await gateway.serially(async () => {
         if (this.#unconfirmed !== waiting) return
-        gateway.log('warn', 'The change was not confirmed in time: taking it back')
-        await gateway.carryOut(waiting.before).finally(() => this.#forget())
+        if (!waiting.failure) gateway.log('warn', 'The change was not confirmed in time: taking it back')
+        await gateway.carryOut(waiting.before, true)
+        await this.#forget()
         gateway.log('warn', 'The configuration is what it was before the change')
       })
     } catch (error) {
-      gateway.log('error', `Cannot take back the change: ${(error as Error).message}`)
+      if (this.#stopped) return
+      const { message } = error as Error
+      if (message !== waiting.failure)
+        gateway.log('error', `Cannot take back the change: ${message}`, { againInSeconds: TAKE_BACK_AGAIN_MS / 1000 })
+      waiting.failure = message
+      waiting.timer = setTimeout(() => void this.#takeBack(waiting), TAKE_BACK_AGAIN_MS)
     }
   }
 
@@ -203,9 +227,20 @@ export class Reloads {
 
   /** What waits is taken back by the next start. */
   stop() {
+    this.#stopped = true
     clearTimeout(this.#unconfirmed?.timer)
   }
 }
+
+/** There may be ten thousand. */
+const inBrief = ({ added, removed, changed, untouched }: Changes) => ({
+  ...Object.fromEntries(
+    Object.entries({ added, removed, changed })
+      .filter(([, names]) => names.length > 0)
+      .map(([what, names]) => [what, names.length > CHANGES_LOGGED_MAX ? names.length : names]),
+  ),
+  untouched: untouched.length,
+})
 
 const refused = (path: string, message: string, remedy: string): { ok: false; problems: Problem[] } => ({
   ok: false,

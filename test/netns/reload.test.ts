@@ -117,6 +117,8 @@ test('issue 7.1: a change that is not confirmed is taken back, rules included; a
   // Killed before anybody could say anything: the next life begins without the change, and says so.
   gateway.write(before)
   expect((await reload('1h')).status).toBe(200)
+  const upgraded = await gateway.cli('upgrade', '--admin', gateway.socket)
+  expect([upgraded.exitCode, upgraded.stderr]).toEqual([1, expect.stringContaining('"sluice confirm"')])
   await gateway.settled()
   await gateway.kill9()
   await gateway.restart()
