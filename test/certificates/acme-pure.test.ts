@@ -134,7 +134,7 @@ test('F7, F9: a clock that is set is noticed within the hour, and nobody waits f
   const iso = (time: number) => new Date(time).toISOString()
   const known = (more: Partial<Known>): Known => ({
     ...{ held: undefined, attempts: { failures: 0 }, window: undefined, lookAt: Infinity },
-    ...{ told: false, storeFailed: false, renewBeforeDays: 30 },
+    ...{ told: false, storeError: undefined, unsaved: false, renewBeforeDays: 30 },
     ...more,
   })
   const held = {

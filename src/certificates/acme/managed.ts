@@ -44,7 +44,8 @@ export class ManagedCertificate {
   #unsaved = false
   /** Or cannot be written to, as a full disk: a failure must be remembered all the same, or it is repeated at once. */
   #attemptsUnsaved = false
-  #storeFailed = false
+  /** Why it was away when it was asked last. */
+  #storeError: string | undefined
   #followed = false
   #running: Promise<void> | undefined
   #again = false
@@ -69,8 +70,13 @@ export class ManagedCertificate {
   /** What the store has of it, before anything may be asked of the CA. A store that is away is met again by the first step. */
   async load(): Promise<void> {
     await this.#load().catch((cause: Error) => {
-      this.options.log('warn', `Cannot load the certificate of ${this.name}: ${presentable(cause.message)}`)
+      this.options.log(this.#storeLevel, `Cannot load the certificate of ${this.name}: ${presentable(cause.message)}`)
     })
+  }
+
+  /** A shared store says itself, and once, that it is away. */
+  get #storeLevel() {
+    return this.options.store.shared ? 'debug' : 'warn'
   }
 
   /** From here on it is looked after. */
@@ -122,15 +128,15 @@ export class ManagedCertificate {
       this.#again = false
       try {
         await this.#step()
-        this.#storeFailed = false
+        this.#storeError = undefined
       } catch (cause) {
         if (this.#ended.signal.aborted) return
         // What the CA says is dealt with where it was asked: this is the store, or a lock that was lost.
         const message = presentable((cause as Error).message)
         // Once: it is tried again every half a minute, for every name.
-        const level = this.#storeFailed ? 'debug' : 'warn'
+        const level = this.#storeError === undefined ? this.#storeLevel : 'debug'
         this.options.log(level, `Cannot look after the certificate of ${this.name}: ${message}`)
-        this.#storeFailed = true
+        this.#storeError = message
         this.#answer(({ reject }) => reject(cause))
       }
     } while (this.#again)
@@ -210,7 +216,8 @@ export class ManagedCertificate {
     return {
       ...{ held: this.#held, attempts: this.#attempts, window: this.#window, lookAt: this.#lookAt },
       ...{ told: this.#toldExpiring, renewBeforeDays: this.options.renewBeforeDays },
-      storeFailed: this.#storeFailed || this.#unsaved,
+      storeError: this.#storeError,
+      unsaved: this.#unsaved,
     }
   }
 

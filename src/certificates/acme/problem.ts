@@ -12,15 +12,18 @@ export class AcmeError extends Error {
   readonly type: string | undefined
   readonly retryAfterMs: number | undefined
   readonly kind: ErrorKind
+  /** Of HTTP. */
+  readonly status: number | undefined
 
   constructor(
     message: string,
-    details: { type?: string | undefined; retryAfterMs?: number | undefined; kind?: ErrorKind } = {},
+    details: { type?: string | undefined; retryAfterMs?: number | undefined; kind?: ErrorKind; status?: number } = {},
   ) {
     super(message)
     this.type = details.type
     this.retryAfterMs = details.retryAfterMs
     this.kind = details.kind ?? 'refused'
+    this.status = details.status
   }
 }
 
@@ -33,6 +36,10 @@ export function presentable(text: string, lengthMax = ACME_ERROR_LENGTH_MAX): st
     .trim()
   return line.length > lengthMax ? `${line.slice(0, lengthMax - 1)}…` : line
 }
+
+/** It stumbled, and does not say until when. */
+export const hasStumbled = (error: unknown) =>
+  error instanceof AcmeError && (error.status ?? 0) >= 500 && error.retryAfterMs === undefined
 
 interface Problem {
   type?: string

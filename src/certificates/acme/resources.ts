@@ -1,6 +1,8 @@
 // What a CA answers, as far as it is needed here (RFC 8555, section 7.1), checked before it is used.
+import { setTimeout as pause } from 'node:timers/promises'
 import { z } from 'zod'
-import { AcmeError } from './problem.ts'
+import { ACME_ASKS_MAX, ACME_POLL_MS_MIN } from '../../base/limits.ts'
+import { AcmeError, hasStumbled } from './problem.ts'
 
 export const Order = z.looseObject({
   url: z.string(),
@@ -30,12 +32,17 @@ export const Authorization = z.looseObject({
 })
 export type Authorization = z.infer<typeof Authorization>
 
-/** acme-client takes answers for what they should be, and stumbles where they are not. */
+/** A CA that stumbles over what it is asked at the same moment, as some do, is asked once more: for a name a failure is a minute at
+ *  least. acme-client takes answers for what they should be, and stumbles itself where they are not. */
 export async function ask<T>(request: () => Promise<T>): Promise<T> {
-  try {
-    return await request()
-  } catch (error) {
-    throw error instanceof TypeError ? nonsense() : error
+  for (let times = 1; ; times++) {
+    try {
+      return await request()
+    } catch (error) {
+      if (error instanceof TypeError) throw nonsense()
+      if (!hasStumbled(error) || times >= ACME_ASKS_MAX) throw error
+      await pause(times * ACME_POLL_MS_MIN * (1 + Math.random()))
+    }
   }
 }
 

@@ -12,8 +12,10 @@ export interface Known {
   lookAt: number
   /** That it ends soon. */
   told: boolean
-  /** The store has to be asked, or told, again. */
-  storeFailed: boolean
+  /** Why the store could not be asked. It is asked again. */
+  storeError: string | undefined
+  /** It has to be told of what is held. */
+  unsaved: boolean
   renewBeforeDays: number
 }
 
@@ -32,9 +34,9 @@ export const isExpiring = ({ held, told }: Known, now: number): boolean =>
 
 /** How long until something may have to be done. */
 export function nextStep(known: Known, now: number): number {
-  const { held, storeFailed, lookAt, told } = known
+  const { held, storeError, unsaved, lookAt, told } = known
   const times = [now + LOOK_AT_THE_CLOCK_MS]
-  if (storeFailed) times.push(now + STORE_RETRY_MS)
+  if (storeError !== undefined || unsaved) times.push(now + STORE_RETRY_MS)
   else if (!held) times.push(nextAttempt(known, now))
   else {
     times.push(Math.max(renewAt(known, held), nextAttempt(known, now)), lookAt)
@@ -44,11 +46,14 @@ export function nextStep(known: Known, now: number): number {
 }
 
 export function statusOf(known: Known, now: number): CertificateStatus {
-  const { held, attempts } = known
+  const { held, attempts, storeError } = known
   const good = held !== undefined && Date.parse(held.notAfter) > now
+  // Of one that is not due nothing is kept back by it.
+  const inTheWay = storeError !== undefined && isDue(known, now)
   return {
     state: good ? 'valid' : attempts.failures > 0 ? 'failed' : 'pending',
     ...attempts,
+    ...(inTheWay ? { lastError: storeError } : {}),
     ...(held ? { notAfter: held.notAfter, renewAt: new Date(renewAt(known, held)).toISOString() } : {}),
   }
 }

@@ -78,6 +78,7 @@ function refuse(host: string, status: number, data: unknown, retryAfterMs: numbe
   throw new AcmeError(problem ? `${host}: ${problem.sentence}` : `${host} answered with status ${status}`, {
     type: problem?.type,
     retryAfterMs,
+    status,
     kind: status === 429 || status >= 500 ? 'busy' : 'refused',
   })
 }
