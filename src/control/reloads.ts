@@ -163,7 +163,11 @@ export class Reloads {
           if (!this.#unconfirmed) await this.#forget()
         }
         const { unconfirmedUntil } = this
-        this.gateway.log('info', 'Changed the configuration', inBrief(changes))
+        this.gateway.log(
+          'info',
+          changes.routes.length > 0 ? 'Changed the configuration' : 'No route has changed',
+          inBrief(changes),
+        )
         return {
           ...{ ok: true, changes },
           ...(unconfirmedUntil === null ? {} : { unconfirmedUntil }),
