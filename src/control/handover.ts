@@ -9,6 +9,7 @@ import { WORKER_ENDS, type ToControl, type ToWorker } from '../channel/messages.
 import { selfArguments } from '../config/load.ts'
 import type { ConnectionRecord } from '../connections/record.ts'
 import { GatewayError } from './changes.ts'
+import { installedProgram } from './installed.ts'
 
 /** Set where a program is started to take over: its ends of the channel are where a worker's would be. */
 const HANDOVER_ENVIRONMENT = 'SLUICE_HANDOVER'
@@ -57,8 +58,9 @@ export class Successor {
   /** Starts it with the same arguments, and resolves when it is ready: it has read its configuration and its worker runs. Rejects when it
    *  is not, in time; then it has ended and nothing has changed. */
   static async start(sockets: Socket[]): Promise<Successor> {
+    const program = await startedWith()
     const ends = openEnds()
-    const child = Bun.spawn([...BETWEEN, process.execPath, ...selfArguments(), ...commandLine()], {
+    const child = Bun.spawn([...BETWEEN, ...program, ...commandLine()], {
       // A process group, to be ended as one.
       detached: true,
       stdio: ['inherit', 'inherit', 'inherit', ends.theirs.lines, ends.theirs.descriptors],
@@ -226,6 +228,14 @@ export class Predecessor {
     const timer = setTimeout(() => reject(new GatewayError(`The program that was to hand over ${what}`)), ms)
     return Promise.race([promise, late]).finally(() => clearTimeout(timer))
   }
+}
+
+/** Not compiled it is Bun that runs the source. */
+async function startedWith(): Promise<string[]> {
+  const source = selfArguments()
+  if (source.length > 0) return [process.execPath, ...source]
+  const { argv0, execPath, env } = process
+  return [await installedProgram({ argv0, execPath, path: env.PATH ?? '' })]
 }
 
 /** What this program was started with, behind its own name. */
