@@ -248,20 +248,11 @@ export class Control {
     native().sluice_raise_nofile()
     this.table.observe(this.#health)
     this.table.observe(this.events)
-    const access = this.#config.log?.access ?? 'stdout'
-    const destination = typeof access === 'object' ? access.file : access
-    if (destination !== 'off') {
-      this.#accessLog = await AccessLog.open(
-        destination === 'stdout' || isAbsolute(destination) ? destination : resolve(destination),
-        (message) => this.log('error', message),
-        typeof access === 'object' && access.durable === true,
-      )
-      this.table.observe(this.#accessLog)
-    }
     // Its socket first: a second gateway with the same configuration ends here, before it touches anything.
     this.#admin = new Admin({ config: this.#config.admin, stateDir: this.#stateDir, log: this.log }, this.api)
     const { predecessor, manager = null } = this.options
     try {
+      await this.#openAccessLog()
       if (predecessor) await this.#takeOver(predecessor)
       else if (manager) this.#listeners.inherit(keptSockets())
       this.#descriptorStore = manager && new DescriptorStore(manager, this.#listeners.inherited)
@@ -292,6 +283,20 @@ export class Control {
       listeners: this.#listeners.size,
       pid: process.pid,
     })
+  }
+
+  async #openAccessLog() {
+    const access = this.#config.log?.access ?? 'stdout'
+    const destination = typeof access === 'object' ? access.file : access
+    if (destination === 'off') return
+    const path = destination === 'stdout' || isAbsolute(destination) ? destination : resolve(destination)
+    const isDurable = typeof access === 'object' && access.durable === true
+    try {
+      this.#accessLog = await AccessLog.open(path, (message) => this.log('error', message), isDurable)
+    } catch (error) {
+      throw new GatewayError(`Cannot write the access log ${path}: ${(error as Error).message}`)
+    }
+    this.table.observe(this.#accessLog)
   }
 
   /** What takes long is done before the other lets go: until this one serves, clients wait in the backlog. */

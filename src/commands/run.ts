@@ -87,7 +87,9 @@ export async function run(options: { config?: string; check?: boolean; watch?: b
   } catch (error) {
     await control.done
     if (!(error instanceof Error)) throw error
-    process.stderr.write(`sluice: ${error instanceof GatewayError ? error.message : (error.stack ?? error.message)}\n`)
+    // What the system refused needs no place in our program.
+    const isKnown = error instanceof GatewayError || 'errno' in error || 'code' in error
+    process.stderr.write(`sluice: ${isKnown ? error.message : (error.stack ?? error.message)}\n`)
     // The channel to the program that was to hand over would keep this one, which that one waits for.
     if (predecessor) process.exit(1)
     return 1

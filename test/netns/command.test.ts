@@ -159,3 +159,15 @@ test('a port that another program has: the start fails, names it, and leaves not
   expect(await tables(lab.gateway)).toEqual([])
   await until(() => lab.gateway.conntrackCount() === 0, 2000, 'nothing is tracked')
 })
+
+test('issue 7.7: an access log that cannot be written: the start fails, names it, and leaves nothing', async () => {
+  await using lab = await Lab.create()
+  const routes = [forward('web', 8400, [{ host: lab.backend.address4, port: 9000 }])]
+  await using gateway = await Gateway.start(lab, routes, {
+    ready: false,
+    config: { log: { access: '/proc/nowhere/access.log' } },
+  })
+  expect(await gateway.exited()).toBe(1)
+  expect(gateway.logText()).toContain('sluice: Cannot write the access log /proc/nowhere/access.log: ENOENT')
+  expect(await tables(lab.gateway)).toEqual([])
+})
