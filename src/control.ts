@@ -215,6 +215,10 @@ export class Control {
     return resolve(this.#config.stateDir ?? DEFAULT_STATE_DIR)
   }
 
+  get #kernelPlace() {
+    return { table: this.#config.kernel?.table ?? 'sluice', markBase: this.#facts.markBase }
+  }
+
   /** The routes of the running configuration. */
   get configured(): Config['routes'] {
     return this.#config.routes
@@ -310,7 +314,7 @@ export class Control {
     await this.#authorities.read(plan.routes.map((route) => route.user))
     await prepareCertificates(this.#certificates, withFiles(specs))
     await this.#certificates.askAhead(specs, PROVIDERS_AHEAD_MS)
-    await predecessor.release(VERSION)
+    await predecessor.release(VERSION, this.#kernelPlace)
   }
 
   /** What stayed behind in the worker of the other. */
@@ -684,7 +688,7 @@ export class Control {
       if (until !== null)
         throw new GatewayError(`A change waits until ${until} for "sluice confirm", or for being taken back`)
       this.log('info', 'Starting the program anew, to hand over to it')
-      const successor = await Successor.start(this.#listeners.sockets())
+      const successor = await Successor.start(this.#listeners.sockets(), this.#kernelPlace)
       if (this.#stopping) {
         // Nobody hands over to it: it ends.
         successor.close()

@@ -36,6 +36,12 @@ interface Ready {
   type: 'ready'
   version: string
   pid: number
+  /** Where its rules are to be: what is elsewhere would go on forwarding, and belong to nobody. */
+  kernel: KernelPlace
+}
+export interface KernelPlace {
+  table: string
+  markBase: number
 }
 type ToOld = Ready | { type: 'command'; command: ToWorker }
 
@@ -57,7 +63,7 @@ export class Successor {
 
   /** Starts it with the same arguments, and resolves when it is ready: it has read its configuration and its worker runs. Rejects when it
    *  is not, in time; then it has ended and nothing has changed. */
-  static async start(sockets: Socket[]): Promise<Successor> {
+  static async start(sockets: Socket[], kernel: KernelPlace): Promise<Successor> {
     const program = await startedWith()
     const ends = openEnds()
     const child = Bun.spawn([...BETWEEN, ...program, ...commandLine()], {
@@ -98,7 +104,11 @@ export class Successor {
         type: 'sockets',
         sockets: sockets.map(({ key, protocol, port }) => ({ key, protocol, port })),
       })
-      const { version, pid } = await successor.#ready.promise
+      const { version, pid, kernel: wanted } = await successor.#ready.promise
+      if (wanted.table !== kernel.table || wanted.markBase !== kernel.markBase)
+        throw new GatewayError(
+          'kernel.table and kernel.markBase cannot change in an upgrade: stop the gateway and start it',
+        )
       child.kill('SIGKILL')
       await child.exited
       Object.assign(successor, { version, pid })
@@ -201,8 +211,8 @@ export class Predecessor {
   }
 
   /** Says that we can begin, and resolves when all is ours: then `records` are the connections that stayed behind. */
-  async release(version: string): Promise<void> {
-    this.#channel.send({ type: 'ready', version, pid: process.pid })
+  async release(version: string, kernel: KernelPlace): Promise<void> {
+    this.#channel.send({ type: 'ready', version, pid: process.pid, kernel })
     await this.#within(this.#released.promise, HANDOVER_RELEASE_MS_MAX, 'does not let go')
   }
 

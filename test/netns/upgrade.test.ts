@@ -160,6 +160,9 @@ test('issue 7.2: a new program that cannot start, or has a bad configuration, ch
   copy.setVersion('0.1.2')
   gateway.write([{ ...route, match: { ports: 'none' } }])
   expect(await upgrade(gateway)).toMatchObject({ status: 409, error: expect.stringContaining('exit code 2') })
+  // Rules under another name would leave these behind, and they would go on forwarding.
+  gateway.write([route], { kernel: { table: 'another' } })
+  expect(await upgrade(gateway)).toMatchObject({ status: 409, error: expect.stringContaining('kernel.table') })
   expect(await statusOf(gateway)).toMatchObject({ pid, version: '0.1.1' })
   await talker.say()
   const other = await Talker.connect(lab.client, host, 8401)
