@@ -9,7 +9,7 @@ import { defineConfig } from 'sluice'
 export default defineConfig({
   routes: [
     {
-      // Forwarded in the kernel: nothing of it has to be read.
+      // Forwarded: nothing of it has to be read. In the kernel once the target is another machine than this one.
       name: 'web',
       match: { ports: 8080 },
       action: { type: 'forward', targets: [{ host: '127.0.0.1', port: 3000 }] },

@@ -17,7 +17,9 @@ export async function run(options: { config?: string; check?: boolean; watch?: b
   const read = await readConfig(options.config)
   if (!read.ok) return read.exitCode
   if (options.check) {
-    process.stdout.write(`${read.path}: ${read.config.routes.length} routes, no problem\n`)
+    process.stdout.write(
+      `${read.path}: ${read.config.routes.length} ${read.config.routes.length === 1 ? 'route' : 'routes'}, no problem\n`,
+    )
     // Not the configuration's own: they may be made before it is used, and a gateway that has better ones keeps them.
     for (const one of await readCertificates(read.config, Date.now()))
       if ('problem' in one) process.stderr.write(`sluice: route "${one.route}" could not end TLS: ${one.problem}\n`)
