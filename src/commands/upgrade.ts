@@ -12,7 +12,9 @@ export async function upgrade(options: ClientOptions): Promise<number> {
   const body = (await answer.json()) as { pid?: number; version?: string; error?: string }
   if (!answer.ok) return fail(`${body.error ?? `status ${answer.status}`}; the running program goes on`)
   if (!(await takesOver(body.pid!, options)))
-    return fail(`process ${body.pid} took over and does not answer within ${ANSWERS_MS_MAX / 1000} s; its log says why`)
+    return fail(
+      `process ${body.pid} took over and does not answer there within ${ANSWERS_MS_MAX / 1000} s: its log says why, or admin.socket is another one now`,
+    )
   process.stdout.write(
     options.json
       ? `${JSON.stringify(body, null, 2)}\n`
