@@ -65,8 +65,10 @@ export async function runWorker(): Promise<void> {
         for (const [tag, fd] of channel.takeDescriptors()) descriptors.set(tag, fd)
         return
       case 'plan': {
-        const given = new Map(descriptors)
-        descriptors.clear()
+        // Those of the next plan may have come already: they overtake its line, and are not this one's to close.
+        const named = new Set(message.plan.listeners.map(({ descriptor }) => descriptor))
+        const given = new Map([...descriptors].filter(([tag]) => named.has(tag)))
+        for (const tag of given.keys()) descriptors.delete(tag)
         // One after another: a plan is whole, the last one counts.
         applying = applying.then(async () => {
           const problems = await plane.apply(message.plan, given)

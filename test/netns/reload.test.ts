@@ -152,6 +152,20 @@ test('issue 7.1, E9: single routes are put and removed; a bad one is refused and
   expect(await names()).toEqual(['b', 'c'])
 }, 60_000)
 
+test('E9, E10: eighty routes that are put at once all listen', async () => {
+  await using lab = await Lab.create()
+  await using gateway = await Gateway.start(lab, [])
+  const route = (i: number) => ({ match: { ports: 8500 + i }, action: { type: 'block' } })
+  for (let round = 0; round < 3; round++) {
+    const answers = await Promise.all(
+      Array.from({ length: 80 }, (_, i) => gateway.ask<Answer>(`/v1/routes/p${i}`, 'PUT', route(i))),
+    )
+    expect(answers.filter(({ status }) => status !== 200)).toEqual([])
+    await until(async () => (await gateway.routes()).every(({ state }) => state === 'active'), 5000, 'all listen')
+    await gateway.putRoutes([])
+  }
+}, 60_000)
+
 test('issue 7.1: with --watch a changed file is carried out, and a broken one is not', async () => {
   await using lab = await Lab.create()
   const echo = echoBackend(lab.backend)
