@@ -3,6 +3,7 @@
 import type { Socket } from 'bun'
 import { native } from '../base/native.ts'
 import { ACCEPT_LOOK_MS } from '../base/limits.ts'
+import { own } from '../base/own.ts'
 import type {
   CheckResult,
   DialReport,
@@ -166,7 +167,7 @@ export class UserPlane implements Services {
         const route = same ? before! : new LiveRoute(user, this.#countersOf(user.name))
         if (!same) await route.prepare(this.#configFile)
         for (const message of route.problems) problems.push({ route: user.name, message })
-        for (const message of route.setCertificates(plan.certificates[user.name], before))
+        for (const message of route.setCertificates(own(plan.certificates, user.name), before))
           problems.push({ route: user.name, message })
         routes.set(user.name, route)
       }),
