@@ -20,7 +20,7 @@ export class ProblemsError extends GatewayError {
 export function fixedChanges(before: Config, after: Config): Problem[] {
   const same = (a: unknown, b: unknown) => JSON.stringify(a) === JSON.stringify(b)
   const remedy = 'restart the gateway for this change'
-  const fixed = (['kernel', 'admin', 'stateDir', 'log', 'workers', 'store'] as const)
+  const fixed = ['kernel', 'admin', 'stateDir', 'log', 'workers', 'store'] as const
   // Settings of a CA are read when its first certificate is wanted.
   return [...fixed, ...(before.acme ? (['acme'] as const) : [])]
     .filter((field) => !same(before[field], after[field]))

@@ -158,7 +158,12 @@ describe('F5/E13: routes on the challenge port', () => {
     expect(elementsOf(made(strict, true))).toEqual([])
     // Limits of all routes are.
     const limited = made(strict, true, { limits: { maxConnections: 100 } })
-    expect(elementsOf(limited).toSorted()).toEqual(['10.0.0.1 . tcp . 443', '10.0.0.1 . tcp . 80', 'tcp . 443', 'tcp . 80'])
+    expect(elementsOf(limited).toSorted()).toEqual([
+      '10.0.0.1 . tcp . 443',
+      '10.0.0.1 . tcp . 80',
+      'tcp . 443',
+      'tcp . 80',
+    ])
   })
 
   test('E1: a wide range stays in the kernel but for that port, which it then shares', () => {
