@@ -30,6 +30,17 @@ const certificateOf = async (gateway: Gateway, name: string) =>
 const issued = (gateway: Gateway, name: string) =>
   until(async () => (await certificateOf(gateway, name))?.state === 'valid', ISSUED_MS_MAX, `${name} has a certificate`)
 
+/** The CA has said no, or nothing. */
+const hasFailed = (gateway: Gateway, name: string) =>
+  until(
+    async () => {
+      const view = await certificateOf(gateway, name)
+      return view?.lastError !== undefined && view
+    },
+    ISSUED_MS_MAX,
+    `${name} has failed`,
+  )
+
 /** TLS ends here, with a certificate of the CA. */
 const automatic = (name: string, ports: number, domains: string | string[], targets: unknown[]) =>
   forward(name, ports, targets, { tls: { mode: 'terminate' } }, { match: { domains } })
@@ -168,14 +179,7 @@ testWithCaddy(
     })
     for (const name of good) await issued(gateway, name)
     console.log(`nine of ten names from start to certificate: ${Math.round(performance.now() - began)} ms`)
-    const bad = await until(
-      async () => {
-        const view = await certificateOf(gateway, 'n3.acme.test')
-        return view?.lastError !== undefined && view
-      },
-      ISSUED_MS_MAX,
-      'the bad name has failed',
-    )
+    const bad = await hasFailed(gateway, 'n3.acme.test')
     expect(bad.nextAttempt).toBeDefined()
     // It is told apart from a name that nobody knows.
     await shake(lab.client, ca, host, 443, 'n3.acme.test')
@@ -243,14 +247,7 @@ testWithCaddy(
     await ca.kill()
     gateway.write([automatic('a', 443, 'a.acme.test', to), automatic('b', 443, 'b.acme.test', to)])
     expect((await gateway.reload()).status).toBe(200)
-    const failed = await until(
-      async () => {
-        const view = await certificateOf(gateway, 'b.acme.test')
-        return view?.lastError !== undefined && view
-      },
-      ISSUED_MS_MAX,
-      'b has failed',
-    )
+    const failed = await hasFailed(gateway, 'b.acme.test')
     expect(Date.parse(failed.nextAttempt!)).toBeGreaterThan(Date.now())
     expect((await certificateOf(gateway, 'a.acme.test'))!.state).toBe('valid')
     await shake(lab.client, ca, host, 443, 'a.acme.test')
